@@ -1,0 +1,8 @@
+//! Gives the shared library that cargo links its versioned soname.
+//! (CMake links its own from the static library, with a symbol map: see CMakeLists.txt.)
+
+fn main() {
+    // The number is `ABI_VERSION` in src/ffi/about.rs; tests/rust/abi.rs holds the two together.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libsafetensors_lazy.so.1");
+    println!("cargo::rerun-if-changed=build.rs");
+}

@@ -1,0 +1,59 @@
+//! One file: what its header says and where its bytes come from.
+
+use crate::error::Error;
+use crate::format::{header_len, Header, PREFIX_LEN};
+use crate::storage::{Storage, StorageError};
+use std::ffi::CString;
+
+/// A shard whose header has been found true to its file.
+#[derive(Debug)]
+pub(super) struct Shard {
+    /// As given by the caller; empty for memory.
+    pub(super) path: CString,
+    pub(super) header: Header,
+    pub(super) storage: Storage,
+}
+
+impl Shard {
+    /// Reads and checks the header. It is copied into private memory before it is parsed, so that a file which changes
+    /// underneath cannot change what was checked.
+    pub(super) fn open(path: CString, storage: Storage) -> Result<Shard, Error> {
+        match read_header(&storage) {
+            Ok(header) => {
+                let shard = Shard { path, header, storage };
+                shard.storage.make_resident().map_err(|source| shard.storage_error(None, source))?;
+                Ok(shard)
+            }
+            Err(Refused::Header(source)) => Err(Error::Header { path: text(&path), source }),
+            Err(Refused::Storage(source)) => Err(Error::Storage { path: text(&path), tensor: None, source }),
+        }
+    }
+
+    pub(super) fn path_text(&self) -> String {
+        text(&self.path)
+    }
+
+    pub(super) fn storage_error(&self, tensor: Option<&str>, source: StorageError) -> Error {
+        Error::Storage { path: self.path_text(), tensor: tensor.map(str::to_owned), source }
+    }
+}
+
+pub(super) fn text(path: &CString) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+enum Refused {
+    Header(crate::format::HeaderError),
+    Storage(StorageError),
+}
+
+fn read_header(storage: &Storage) -> Result<Header, Refused> {
+    let file_len = storage.size();
+    let prefix_len = file_len.min(PREFIX_LEN as u64) as usize;
+    let prefix = storage.read_vec(0, prefix_len).map_err(Refused::Storage)?;
+    let header_len = header_len(&prefix, file_len).map_err(Refused::Header)?;
+    let text = storage.read_vec(PREFIX_LEN as u64, header_len).map_err(Refused::Storage)?;
+    let header = Header::parse(text).map_err(Refused::Header)?;
+    header.check_file_len(file_len).map_err(Refused::Header)?;
+    Ok(header)
+}

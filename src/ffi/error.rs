@@ -1,0 +1,267 @@
+//! `st_status` and `st_error`: the only translation of [`Error`].
+
+use crate::error::Error;
+use crate::format::{HeaderError, SliceError};
+use crate::storage::StorageError;
+use std::ffi::c_char;
+use std::fmt::{self, Write};
+
+/// The outcome of a call: ST_OK or one of ST_ERR_*. Numbers from 1 to 99 are kept for outcomes that are not errors.
+pub type st_status = i32;
+
+/// It worked.
+pub const ST_OK: st_status = 0;
+
+/// An argument is NULL that must not be, or has a value or flag that this library does not know.
+pub const ST_ERR_INVALID_ARGUMENT: st_status = 100;
+/// There is no tensor, or metadata, or dtype, of that name.
+pub const ST_ERR_NOT_FOUND: st_status = 101;
+/// An index is not below the number of things it counts, or a range leaves its dimension.
+pub const ST_ERR_OUT_OF_RANGE: st_status = 102;
+/// The destination is smaller than what should go there.
+pub const ST_ERR_BUFFER_TOO_SMALL: st_status = 103;
+/// Elements are needed without gaps, and these have some. (Only the C++ header returns this.)
+pub const ST_ERR_NOT_CONTIGUOUS: st_status = 104;
+/// Elements of 4 or 6 bits would be cut inside a byte. (In the C++ header also: a pointer is not aligned for the type.)
+pub const ST_ERR_MISALIGNED: st_status = 105;
+/// The request makes sense, but this tensor, storage or file cannot fulfil it.
+pub const ST_ERR_UNSUPPORTED: st_status = 106;
+/// A bug in this library. Please report it with the message.
+pub const ST_ERR_INTERNAL: st_status = 199;
+
+/// The system refused; st_error.os_error is its errno. An absent file is this with ENOENT.
+pub const ST_ERR_IO: st_status = 200;
+/// There was no memory for a directory or a copy.
+pub const ST_ERR_NO_MEMORY: st_status = 201;
+/// The path leads to a directory, a FIFO, a socket or a device.
+pub const ST_ERR_NOT_A_FILE: st_status = 202;
+/// The file is shorter than its header says, or has become shorter since it was opened.
+pub const ST_ERR_TRUNCATED: st_status = 203;
+
+/// The file has fewer than 8 bytes.
+pub const ST_ERR_HEADER_TOO_SMALL: st_status = 300;
+/// The header claims more than 100,000,000 bytes.
+pub const ST_ERR_HEADER_TOO_LARGE: st_status = 301;
+/// The header claims more bytes than the file has: it was cut off, or is not a safetensors file.
+pub const ST_ERR_HEADER_LENGTH: st_status = 302;
+/// The header is not UTF-8.
+pub const ST_ERR_HEADER_UTF8: st_status = 303;
+/// The header is not JSON, or nested too deeply.
+pub const ST_ERR_HEADER_JSON: st_status = 304;
+/// The header is JSON, but a tensor's description lacks a field, has one twice, or has one of the wrong type.
+pub const ST_ERR_HEADER_STRUCTURE: st_status = 305;
+/// __metadata__ is not an object from strings to strings.
+pub const ST_ERR_HEADER_METADATA: st_status = 306;
+/// A tensor's dtype is unknown.
+pub const ST_ERR_HEADER_DTYPE: st_status = 307;
+/// Two tensors have the same name.
+pub const ST_ERR_DUPLICATE_NAME: st_status = 308;
+/// Two metadata entries have the same key.
+pub const ST_ERR_DUPLICATE_METADATA: st_status = 309;
+/// A tensor's name or a metadata key contains a NUL.
+pub const ST_ERR_NUL_IN_NAME: st_status = 310;
+/// A tensor's data ends before it starts.
+pub const ST_ERR_OFFSETS_REVERSED: st_status = 311;
+/// Bytes between two tensors, or before the first, belong to none.
+pub const ST_ERR_OFFSETS_GAP: st_status = 312;
+/// Two tensors share bytes.
+pub const ST_ERR_OFFSETS_OVERLAP: st_status = 313;
+/// The size of a tensor does not fit 64 bits.
+pub const ST_ERR_TENSOR_OVERFLOW: st_status = 314;
+/// The elements of a tensor of 4 or 6 bits do not fill whole bytes.
+pub const ST_ERR_TENSOR_PARTIAL_BYTE: st_status = 315;
+/// A tensor's offsets span another size than its dtype and shape need.
+pub const ST_ERR_TENSOR_SIZE: st_status = 316;
+/// The file is longer than its header says.
+pub const ST_ERR_TRAILING_BYTES: st_status = 317;
+
+/// Where a failed call leaves the details. It lies in the caller's memory, refers to no other, and needs neither initialising nor
+/// freeing; its size never changes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct st_error {
+    /// What the call returned.
+    pub status: st_status,
+    /// errno where the operating system refused; otherwise 0.
+    pub os_error: i32,
+    /// One line of UTF-8 that names the file, the tensor and the numbers involved. Always NUL-terminated; cut to fit, never
+    /// inside a character. Names from the file are quoted, with control characters escaped.
+    pub message: [c_char; 504],
+}
+
+/// Returns the name of a status as it is spelled in this header, for example "ST_ERR_NOT_FOUND"; NULL for a number that is none. The
+/// string lives for ever.
+#[no_mangle]
+pub extern "C" fn st_status_name(status: st_status) -> *const c_char {
+    let named = STATUS_NAMES.iter().find(|(number, _)| *number == status);
+    named.map_or(std::ptr::null(), |(_, name)| name.as_ptr())
+}
+
+const STATUS_NAMES: [(st_status, &std::ffi::CStr); 31] = [
+    (ST_OK, c"ST_OK"),
+    (ST_ERR_INVALID_ARGUMENT, c"ST_ERR_INVALID_ARGUMENT"),
+    (ST_ERR_NOT_FOUND, c"ST_ERR_NOT_FOUND"),
+    (ST_ERR_OUT_OF_RANGE, c"ST_ERR_OUT_OF_RANGE"),
+    (ST_ERR_BUFFER_TOO_SMALL, c"ST_ERR_BUFFER_TOO_SMALL"),
+    (ST_ERR_NOT_CONTIGUOUS, c"ST_ERR_NOT_CONTIGUOUS"),
+    (ST_ERR_MISALIGNED, c"ST_ERR_MISALIGNED"),
+    (ST_ERR_UNSUPPORTED, c"ST_ERR_UNSUPPORTED"),
+    (ST_ERR_INTERNAL, c"ST_ERR_INTERNAL"),
+    (ST_ERR_IO, c"ST_ERR_IO"),
+    (ST_ERR_NO_MEMORY, c"ST_ERR_NO_MEMORY"),
+    (ST_ERR_NOT_A_FILE, c"ST_ERR_NOT_A_FILE"),
+    (ST_ERR_TRUNCATED, c"ST_ERR_TRUNCATED"),
+    (ST_ERR_HEADER_TOO_SMALL, c"ST_ERR_HEADER_TOO_SMALL"),
+    (ST_ERR_HEADER_TOO_LARGE, c"ST_ERR_HEADER_TOO_LARGE"),
+    (ST_ERR_HEADER_LENGTH, c"ST_ERR_HEADER_LENGTH"),
+    (ST_ERR_HEADER_UTF8, c"ST_ERR_HEADER_UTF8"),
+    (ST_ERR_HEADER_JSON, c"ST_ERR_HEADER_JSON"),
+    (ST_ERR_HEADER_STRUCTURE, c"ST_ERR_HEADER_STRUCTURE"),
+    (ST_ERR_HEADER_METADATA, c"ST_ERR_HEADER_METADATA"),
+    (ST_ERR_HEADER_DTYPE, c"ST_ERR_HEADER_DTYPE"),
+    (ST_ERR_DUPLICATE_NAME, c"ST_ERR_DUPLICATE_NAME"),
+    (ST_ERR_DUPLICATE_METADATA, c"ST_ERR_DUPLICATE_METADATA"),
+    (ST_ERR_NUL_IN_NAME, c"ST_ERR_NUL_IN_NAME"),
+    (ST_ERR_OFFSETS_REVERSED, c"ST_ERR_OFFSETS_REVERSED"),
+    (ST_ERR_OFFSETS_GAP, c"ST_ERR_OFFSETS_GAP"),
+    (ST_ERR_OFFSETS_OVERLAP, c"ST_ERR_OFFSETS_OVERLAP"),
+    (ST_ERR_TENSOR_OVERFLOW, c"ST_ERR_TENSOR_OVERFLOW"),
+    (ST_ERR_TENSOR_PARTIAL_BYTE, c"ST_ERR_TENSOR_PARTIAL_BYTE"),
+    (ST_ERR_TENSOR_SIZE, c"ST_ERR_TENSOR_SIZE"),
+    (ST_ERR_TRAILING_BYTES, c"ST_ERR_TRAILING_BYTES"),
+];
+
+impl From<&Error> for st_error {
+    fn from(error: &Error) -> st_error {
+        st_error::new(status_of(error), os_error_of(error), error)
+    }
+}
+
+impl st_error {
+    pub(super) fn internal() -> st_error {
+        st_error::new(ST_ERR_INTERNAL, 0, &"a bug in safetensors_lazy: please report it")
+    }
+
+    fn new(status: st_status, os_error: i32, message: &dyn fmt::Display) -> st_error {
+        let mut error = st_error { status, os_error, message: [0; 504] };
+        // The only error is that of a full buffer, which is how a long message is cut.
+        let _ = write!(Line { room: &mut error.message, len: 0 }, "{message}");
+        error
+    }
+
+    /// The message, for tests of this crate.
+    #[cfg(test)]
+    pub(super) fn text(&self) -> &str {
+        // SAFETY: `new` leaves a NUL at the end.
+        unsafe { std::ffi::CStr::from_ptr(self.message.as_ptr()) }.to_str().unwrap()
+    }
+}
+
+/// Writes one line of text into an array, leaving its last byte 0.
+struct Line<'a> {
+    room: &'a mut [c_char; 504],
+    len: usize,
+}
+
+impl Write for Line<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for character in text.chars() {
+            let character = if character.is_control() { ' ' } else { character };
+            let mut utf8 = [0; 4];
+            let utf8 = character.encode_utf8(&mut utf8).as_bytes();
+            let end = self.len + utf8.len();
+            let Some(room) = self.room.get_mut(self.len..end).filter(|_| end < 504) else { return Err(fmt::Error) };
+            for (to, from) in room.iter_mut().zip(utf8) {
+                *to = *from as c_char;
+            }
+            self.len = end;
+        }
+        Ok(())
+    }
+}
+
+fn status_of(error: &Error) -> st_status {
+    match error {
+        Error::Header { source, .. } => status_of_header(source),
+        Error::Storage { source, .. } => match source {
+            StorageError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOMEM) => ST_ERR_NO_MEMORY,
+            StorageError::Io { .. } => ST_ERR_IO,
+            StorageError::NotAFile { .. } => ST_ERR_NOT_A_FILE,
+            StorageError::Truncated { .. } => ST_ERR_TRUNCATED,
+            StorageError::NoMemory { .. } => ST_ERR_NO_MEMORY,
+            StorageError::Unsupported(_) => ST_ERR_UNSUPPORTED,
+        },
+        Error::Slice { source, .. } => match source {
+            SliceError::TooManyRanges { .. } | SliceError::OutOfRange { .. } => ST_ERR_OUT_OF_RANGE,
+            SliceError::PartialByte { .. } => ST_ERR_MISALIGNED,
+            SliceError::Overflow => ST_ERR_TENSOR_OVERFLOW,
+        },
+        Error::NoSuchTensor { .. } => ST_ERR_OUT_OF_RANGE,
+        Error::BufferTooSmall { .. } => ST_ERR_BUFFER_TOO_SMALL,
+        Error::RankTooLarge { .. } | Error::Unsupported { .. } => ST_ERR_UNSUPPORTED,
+        Error::InvalidArgument { .. } => ST_ERR_INVALID_ARGUMENT,
+    }
+}
+
+fn status_of_header(error: &HeaderError) -> st_status {
+    match error {
+        HeaderError::TooSmall { .. } => ST_ERR_HEADER_TOO_SMALL,
+        HeaderError::TooLarge { .. } => ST_ERR_HEADER_TOO_LARGE,
+        HeaderError::LengthBeyondFile { .. } => ST_ERR_HEADER_LENGTH,
+        HeaderError::Utf8 { .. } => ST_ERR_HEADER_UTF8,
+        HeaderError::Json { .. } => ST_ERR_HEADER_JSON,
+        HeaderError::Structure { .. } => ST_ERR_HEADER_STRUCTURE,
+        HeaderError::Metadata { .. } => ST_ERR_HEADER_METADATA,
+        HeaderError::Dtype { .. } => ST_ERR_HEADER_DTYPE,
+        HeaderError::DuplicateName { .. } => ST_ERR_DUPLICATE_NAME,
+        HeaderError::DuplicateMetadata { .. } => ST_ERR_DUPLICATE_METADATA,
+        HeaderError::NulInName { .. } => ST_ERR_NUL_IN_NAME,
+        HeaderError::OffsetsReversed { .. } => ST_ERR_OFFSETS_REVERSED,
+        HeaderError::OffsetsGap { .. } => ST_ERR_OFFSETS_GAP,
+        HeaderError::OffsetsOverlap { .. } => ST_ERR_OFFSETS_OVERLAP,
+        HeaderError::Overflow { .. } => ST_ERR_TENSOR_OVERFLOW,
+        HeaderError::PartialByte { .. } => ST_ERR_TENSOR_PARTIAL_BYTE,
+        HeaderError::Size { .. } => ST_ERR_TENSOR_SIZE,
+        HeaderError::Truncated { .. } => ST_ERR_TRUNCATED,
+        HeaderError::TrailingBytes { .. } => ST_ERR_TRAILING_BYTES,
+        HeaderError::NoMemory { .. } => ST_ERR_NO_MEMORY,
+    }
+}
+
+fn os_error_of(error: &Error) -> i32 {
+    match error {
+        Error::Storage { source: StorageError::Io { source, .. }, .. } => source.raw_os_error().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn st_error_has_its_size_for_ever() {
+        assert_eq!((size_of::<st_error>(), align_of::<st_error>()), (512, 4));
+    }
+
+    #[test]
+    fn message_is_cut_between_characters_and_ends_with_nul() {
+        for pad in 0..4 {
+            let error = st_error::new(1, 2, &format!("{}{}", "x".repeat(pad), "权".repeat(300)));
+            let text = error.text();
+            assert!((500..=503).contains(&text.len()), "{}", text.len());
+            assert!(text.trim_start_matches('x').chars().all(|c| c == '权'));
+        }
+        assert_eq!(st_error::new(1, 2, &"x".repeat(503)).text().len(), 503);
+        assert_eq!(st_error::new(1, 2, &"a\nb\0c\u{7f}").text(), "a b c ");
+    }
+
+    #[test]
+    fn st_status_name_knows_every_number_once() {
+        let mut numbers: Vec<_> = STATUS_NAMES.iter().map(|(number, _)| *number).collect();
+        numbers.dedup();
+        assert_eq!(numbers.len(), STATUS_NAMES.len());
+        assert!(numbers.is_sorted());
+        assert!(st_status_name(-1).is_null() && st_status_name(1).is_null());
+    }
+}

@@ -1,0 +1,181 @@
+//! Section "Open and close".
+
+use super::error::{st_error, st_status};
+use super::guard::{guard, guard_value};
+use super::handle::{array, c_bytes, into_handle, output, shared_checkpoint, take_handle};
+use super::options::{copy_options, Options};
+use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::error::Error;
+use crate::storage::{Memory, StorageKind, StorageOptions};
+use std::ffi::{c_char, c_void, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// An open checkpoint. Reference counted.
+pub struct st_checkpoint {
+    _opaque: [u8; 0],
+}
+
+/// Mapped, unless the file lies on a network or FUSE file system or the mapping is refused: then as ST_STORAGE_READ.
+pub const ST_STORAGE_AUTO: i32 = 0;
+/// Mapped: pointers without a copy, pages shared with every process that maps the file. Where mapping is refused, so is the
+/// file.
+pub const ST_STORAGE_MMAP: i32 = 1;
+/// Read by pread(2): a tensor that is pointed to is a copy, read and kept on first use. No access can raise SIGBUS.
+pub const ST_STORAGE_READ: i32 = 2;
+/// Memory of the caller's: what st_open_buffer uses.
+pub const ST_STORAGE_MEMORY: i32 = 3;
+
+/// Private writable pages: tensors may be written to in memory; the file is never changed, other processes see nothing, and
+/// st_tensor_read still gives the file's bytes. Costs memory for the pages that are written. (Over a buffer: tensors are copied
+/// when they are first pointed to.)
+pub const ST_OPEN_COPY_ON_WRITE: u32 = 1;
+/// Read all of the file in before st_open returns: into the mapping, where an error of the disk is reported as ST_ERR_IO rather than
+/// raised as SIGBUS later; without a mapping, start reading ahead into the page cache.
+pub const ST_OPEN_POPULATE: u32 = 2;
+/// Lock the mapping into physical memory. Needs RLIMIT_MEMLOCK, or fails with ST_ERR_IO or ST_ERR_NO_MEMORY; ST_ERR_UNSUPPORTED
+/// where there is no mapping.
+pub const ST_OPEN_LOCK: u32 = 4;
+
+/// How to open a checkpoint. Initialise with ST_OPEN_OPTIONS_INIT.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct st_open_options {
+    /// sizeof(st_open_options)
+    pub struct_size: usize,
+    /// One of ST_STORAGE_*.
+    pub storage: i32,
+    /// ST_OPEN_*, or'ed.
+    pub flags: u32,
+}
+
+// SAFETY: 8 + 4 + 4 bytes of integers, `struct_size` first.
+unsafe impl Options for st_open_options {
+    const FIRST_SIZE: usize = 16;
+}
+
+/// Opens a .safetensors file: reads its header into private memory, checks it, and maps the file. Nothing else is read; a file of
+/// 100 GB costs no more than one of 100 MB with as many tensors. The file may be renamed, replaced by rename or unlinked while it is open.
+///
+/// path: any path that open(2) takes. options: NULL for the defaults.
+/// out: receives the handle, with one reference that the caller must st_close; NULL on failure.
+///
+/// ST_ERR_IO: the file is absent (os_error is ENOENT), not readable (EACCES), or the disk failed.
+/// ST_ERR_NOT_A_FILE: path leads to a directory, a FIFO, a socket or a device.
+/// ST_ERR_HEADER_* to ST_ERR_TRAILING_BYTES, ST_ERR_TRUNCATED: the file breaks a rule of the format; each has a code of its own.
+/// The rules are those of the reference implementation (github.com/huggingface/safetensors, 0.8), and stricter in that
+/// duplicate names and names with a NUL are refused.
+/// ST_ERR_NO_MEMORY: no memory for the header (at most 100 MB) or its directory.
+/// ST_ERR_UNSUPPORTED: the options ask for what the storage cannot do.
+/// ST_ERR_INVALID_ARGUMENT: a NULL, or options that this library does not know.
+#[no_mangle]
+pub unsafe extern "C" fn st_open(
+    path: *const c_char,
+    options: *const st_open_options,
+    out: *mut *mut st_checkpoint,
+    err: *mut st_error,
+) -> st_status {
+    // SAFETY: the header's rules for strings, options, outputs and errors.
+    unsafe {
+        guard(err, || {
+            let out = output(out, "out")?;
+            out.write(std::ptr::null_mut());
+            let path = OsStr::from_bytes(c_bytes(path, "path")?);
+            let checkpoint = Checkpoint::open(path, open_options(copy_options(options)?)?)?;
+            out.write(into_handle(Arc::new(checkpoint)));
+            Ok(())
+        })
+    }
+}
+
+/// Opens a safetensors file that is in memory. The header is copied; tensors are pointed to where they lie, so `data` must stay
+/// readable and unchanged until the last reference is closed. st_tensor_ptr copies only tensors that are not aligned.
+///
+/// data: the first of len bytes; may be NULL if len is 0 (which is no safetensors file).
+/// options: NULL for the defaults; storage must be ST_STORAGE_AUTO or ST_STORAGE_MEMORY. out: as for st_open.
+///
+/// Errors: as for st_open, without those of files.
+#[no_mangle]
+pub unsafe extern "C" fn st_open_buffer(
+    data: *const c_void,
+    len: usize,
+    options: *const st_open_options,
+    out: *mut *mut st_checkpoint,
+    err: *mut st_error,
+) -> st_status {
+    // SAFETY: the header's rules for options, outputs and errors.
+    unsafe {
+        guard(err, || {
+            let out = output(out, "out")?;
+            out.write(std::ptr::null_mut());
+            let data = array(data.cast::<u8>(), len, "data")?;
+            let options = open_options(copy_options(options)?)?;
+            // The caller promises to leave the bytes alone until the handle is closed.
+            let memory = Memory::borrowed(NonNull::from(data).cast(), data.len());
+            out.write(into_handle(Arc::new(Checkpoint::open_memory(memory, options)?)));
+            Ok(())
+        })
+    }
+}
+
+/// Takes one more reference and returns the same handle; NULL for NULL. Each reference must be closed.
+#[no_mangle]
+pub unsafe extern "C" fn st_retain(checkpoint: *mut st_checkpoint) -> *mut st_checkpoint {
+    guard_value(std::ptr::null_mut(), || {
+        // SAFETY: NULL or an open handle.
+        let reference = unsafe { shared_checkpoint(checkpoint) }.ok()?;
+        Some(into_handle(reference))
+    })
+}
+
+/// Drops one reference; NULL is fine. With the last one the file is unmapped, copies are freed, and every pointer that came from the
+/// handle is dead, except DLPack tensors, which hold references of their own.
+#[no_mangle]
+pub unsafe extern "C" fn st_close(checkpoint: *mut st_checkpoint) {
+    guard_value((), || {
+        if !checkpoint.is_null() {
+            // SAFETY: not NULL, so a handle with a reference that the caller gives up.
+            drop(unsafe { take_handle(checkpoint) });
+        }
+        Some(())
+    });
+}
+
+fn open_options(options: st_open_options) -> Result<OpenOptions, Error> {
+    let kind = match options.storage {
+        ST_STORAGE_AUTO => StorageKind::Auto,
+        ST_STORAGE_MMAP => StorageKind::Mmap,
+        ST_STORAGE_READ => StorageKind::Read,
+        ST_STORAGE_MEMORY => StorageKind::Memory,
+        unknown => return Err(Error::InvalidArgument { what: format!("there is no storage {unknown}") }),
+    };
+    let flag = |flag| options.flags & flag != 0;
+    let unknown = options.flags & !(ST_OPEN_COPY_ON_WRITE | ST_OPEN_POPULATE | ST_OPEN_LOCK);
+    if unknown != 0 {
+        return Err(Error::InvalidArgument { what: format!("there are no flags {unknown:#x}") });
+    }
+    let storage = StorageOptions {
+        kind,
+        copy_on_write: flag(ST_OPEN_COPY_ON_WRITE),
+        populate: flag(ST_OPEN_POPULATE),
+        lock: flag(ST_OPEN_LOCK),
+    };
+    Ok(OpenOptions { storage })
+}
+
+/// The `ST_STORAGE_*` of a kind.
+pub(super) fn number_of(kind: StorageKind) -> i32 {
+    match kind {
+        StorageKind::Auto => ST_STORAGE_AUTO,
+        StorageKind::Mmap => ST_STORAGE_MMAP,
+        StorageKind::Read => ST_STORAGE_READ,
+        StorageKind::Memory => ST_STORAGE_MEMORY,
+    }
+}
+
+/// Handles are used from any thread.
+const _: () = {
+    const fn is_shared<T: Send + Sync>() {}
+    is_shared::<Checkpoint>();
+};

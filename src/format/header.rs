@@ -1,0 +1,293 @@
+//! A header: from bytes in private memory to a directory that has been checked.
+
+use super::directory::{Directory, Entry, Span};
+use super::names::{NameTable, NameTableError};
+use super::{json, scan, validate, Dtype, HeaderError};
+
+/// The longest header that is accepted, in bytes. The reference implementation's limit.
+pub const MAX_HEADER_LEN: usize = 100_000_000;
+
+/// The bytes before the header: its length as a 64-bit little-endian number.
+pub const PREFIX_LEN: usize = 8;
+
+/// The length in bytes of the header of a file of `file_len` bytes that starts with `prefix`.
+///
+/// # Errors
+///
+/// `TooSmall`, `TooLarge` or `LengthBeyondFile` of [`HeaderError`], checked in this order.
+pub fn header_len(prefix: &[u8], file_len: u64) -> Result<usize, HeaderError> {
+    let prefix: &[u8; PREFIX_LEN] = prefix.first_chunk().ok_or(HeaderError::TooSmall { file_len })?;
+    let stated = u64::from_le_bytes(*prefix);
+    let header_len = usize::try_from(stated).unwrap_or(usize::MAX);
+    if header_len > MAX_HEADER_LEN {
+        return Err(HeaderError::TooLarge { header_len: stated });
+    }
+    if stated > file_len.saturating_sub(PREFIX_LEN as u64) {
+        return Err(HeaderError::LengthBeyondFile { header_len: stated, file_len });
+    }
+    Ok(header_len)
+}
+
+/// A header that has been read and found true: every tensor's name, dtype, shape and place, and the metadata.
+#[derive(Debug)]
+pub struct Header {
+    /// What all spans lie in. Each of their strings is followed by a NUL.
+    text: Vec<u8>,
+    header_len: usize,
+    data_len: u64,
+    directory: Directory,
+    tensor_names: NameTable,
+    metadata_keys: NameTable,
+}
+
+impl Header {
+    /// Reads and checks a header. `text` is exactly the header's bytes, without the prefix.
+    ///
+    /// Keeps `text`: the names of the usual form are left where they stand.
+    ///
+    /// # Errors
+    ///
+    /// [`HeaderError`]: every variant but those of [`header_len`] and [`Header::check_file_len`].
+    ///
+    /// ```
+    /// use safetensors_lazy::format::{Dtype, Header};
+    ///
+    /// let text = br#"{"bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+    /// let header = Header::parse(text.to_vec())?;
+    /// let bias = header.tensor(header.find(b"bias").unwrap()).unwrap();
+    /// assert_eq!((bias.dtype, bias.shape, header.data_len()), (Dtype::F32, &[2][..], 8));
+    /// # Ok::<(), safetensors_lazy::format::HeaderError>(())
+    /// ```
+    pub fn parse(mut text: Vec<u8>) -> Result<Header, HeaderError> {
+        let header_len = text.len();
+        let utf8 = std::str::from_utf8(&text).map_err(|e| HeaderError::Utf8 { position: e.valid_up_to() })?;
+        let directory = match scan::scan(&text) {
+            Some(directory) => {
+                terminate_names(&mut text, &directory);
+                directory
+            }
+            None => {
+                let (directory, names) = json::parse(utf8)?;
+                text = names;
+                directory
+            }
+        };
+        let tensor_names = name_table(
+            &text,
+            directory.tensors.len(),
+            |i| name_of(&directory, i),
+            header_len,
+            |name| HeaderError::DuplicateName { name },
+        )?;
+        let metadata_keys = name_table(
+            &text,
+            directory.metadata.len(),
+            |i| key_of(&directory, i),
+            header_len,
+            |key| HeaderError::DuplicateMetadata { key },
+        )?;
+        let data_len = validate::validate(&directory, &text)?;
+        Ok(Header { text, header_len, data_len, directory, tensor_names, metadata_keys })
+    }
+
+    /// Checks that a file with this header has `file_len` bytes.
+    ///
+    /// # Errors
+    ///
+    /// `Truncated` or `TrailingBytes` of [`HeaderError`].
+    pub fn check_file_len(&self, file_len: u64) -> Result<(), HeaderError> {
+        // 128 bits, because the data may claim nearly 2^64 bytes.
+        let expected_len = PREFIX_LEN as u128 + self.header_len as u128 + u128::from(self.data_len);
+        match u128::from(file_len).cmp(&expected_len) {
+            std::cmp::Ordering::Less => Err(HeaderError::Truncated { expected_len, file_len }),
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Greater => Err(HeaderError::TrailingBytes { expected_len, file_len }),
+        }
+    }
+
+    /// Length of the header in bytes, without the prefix.
+    pub fn header_len(&self) -> usize {
+        self.header_len
+    }
+
+    /// Length of the data section in bytes.
+    pub fn data_len(&self) -> u64 {
+        self.data_len
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.directory.tensors.len()
+    }
+
+    /// Whether there are no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.directory.tensors.is_empty()
+    }
+
+    /// Tensor `index`, in the order of the header.
+    pub fn tensor(&self, index: usize) -> Option<TensorInfo<'_>> {
+        let entry: &Entry = self.directory.tensors.get(index)?;
+        Some(TensorInfo {
+            name: entry.name.of(&self.text),
+            dtype: entry.dtype,
+            shape: self.directory.shape(entry),
+            start: entry.start,
+            stop: entry.stop,
+        })
+    }
+
+    /// The name of tensor `index` in UTF-8; empty for an index that is not in the header. A NUL follows the last byte.
+    pub fn name(&self, index: usize) -> &[u8] {
+        name_of(&self.directory, index).of(&self.text)
+    }
+
+    /// The index of the tensor of that name. Takes constant time and does not allocate.
+    pub fn find(&self, name: &[u8]) -> Option<usize> {
+        self.tensor_names.find(name, |i| self.name(i))
+    }
+
+    /// Number of entries in `__metadata__`.
+    pub fn metadata_len(&self) -> usize {
+        self.directory.metadata.len()
+    }
+
+    /// Key and value of metadata entry `index` in UTF-8, in the order of the header. A NUL follows the last byte of each.
+    pub fn metadata(&self, index: usize) -> Option<(&[u8], &[u8])> {
+        let (key, value) = self.directory.metadata.get(index)?;
+        Some((key.of(&self.text), value.of(&self.text)))
+    }
+
+    /// The index of the metadata entry of that key. Takes constant time and does not allocate.
+    pub fn find_metadata(&self, key: &[u8]) -> Option<usize> {
+        self.metadata_keys.find(key, |i| key_of(&self.directory, i).of(&self.text))
+    }
+}
+
+/// A tensor as its header describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorInfo<'h> {
+    /// Its name in UTF-8. A NUL follows the last byte.
+    pub name: &'h [u8],
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape, in elements per dimension.
+    pub shape: &'h [u64],
+    /// Where its data starts, in bytes from the start of the data section.
+    pub start: u64,
+    /// Where its data stops, in bytes from the start of the data section.
+    pub stop: u64,
+}
+
+const NOWHERE: Span = Span { start: 0, len: 0 };
+
+fn name_of(directory: &Directory, index: usize) -> Span {
+    directory.tensors.get(index).map_or(NOWHERE, |entry| entry.name)
+}
+
+fn key_of(directory: &Directory, index: usize) -> Span {
+    directory.metadata.get(index).map_or(NOWHERE, |(key, _)| *key)
+}
+
+fn name_table(
+    text: &[u8],
+    len: usize,
+    span_of: impl Fn(usize) -> Span,
+    header_len: usize,
+    duplicate: impl Fn(String) -> HeaderError,
+) -> Result<NameTable, HeaderError> {
+    NameTable::new(len, |i| span_of(i).of(text)).map_err(|error| match error {
+        NameTableError::Duplicate(i) => duplicate(String::from_utf8_lossy(span_of(i).of(text)).into_owned()),
+        NameTableError::NoMemory => HeaderError::NoMemory { header_len },
+    })
+}
+
+/// Turns the closing quote of each string into the NUL that makes it a C string.
+fn terminate_names(text: &mut [u8], directory: &Directory) {
+    let names = directory.tensors.iter().map(|entry| entry.name);
+    let metadata = directory.metadata.iter().flat_map(|(key, value)| [*key, *value]);
+    for span in names.chain(metadata) {
+        if let Some(quote) = text.get_mut(span.end()) {
+            *quote = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"{"__metadata__":{"format":"pt"},"b":{"dtype":"F32","shape":[2],"data_offsets":[2,10]},"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}"#;
+
+    fn both_forms() -> [Header; 2] {
+        [TEXT.to_owned(), format!("\t{TEXT}")].map(|text| Header::parse(text.into_bytes()).unwrap())
+    }
+
+    #[test]
+    fn parse_keeps_the_order_of_the_header() {
+        for header in both_forms() {
+            assert_eq!(header.name(0), b"b");
+            assert_eq!(header.tensor(1).unwrap().shape, [2]);
+            assert_eq!((header.tensor(0).unwrap().start, header.tensor(0).unwrap().stop), (2, 10));
+            assert_eq!(header.tensor(2), None);
+            assert_eq!((header.len(), header.is_empty(), header.data_len()), (2, false, 10));
+        }
+    }
+
+    #[test]
+    fn parse_puts_a_nul_after_each_string() {
+        for header in both_forms() {
+            let after = |string: &[u8]| header.text[string.as_ptr_range().end as usize - header.text.as_ptr() as usize];
+            let (key, value) = header.metadata(0).unwrap();
+            for string in [header.name(0), header.name(1), key, value] {
+                assert_eq!(after(string), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn find_and_find_metadata() {
+        for header in both_forms() {
+            assert_eq!((header.find(b"a"), header.find(b"b"), header.find(b"c")), (Some(1), Some(0), None));
+            assert_eq!(header.find_metadata(b"format"), Some(0));
+            assert_eq!(header.metadata(0), Some((&b"format"[..], &b"pt"[..])));
+            assert_eq!((header.find_metadata(b"pt"), header.metadata(1)), (None, None));
+        }
+    }
+
+    #[test]
+    fn parse_refuses_duplicates_in_either_form() {
+        let tensor = r#"{"dtype":"U8","shape":[0],"data_offsets":[0,0]}"#;
+        for (text, name) in [
+            (format!(r#"{{"a":{tensor},"b":{tensor},"a":{tensor}}}"#), "a"),
+            (format!(r#"{{"a":{tensor},"\u0061":{tensor}}}"#), "a"),
+        ] {
+            let error = Header::parse(text.into_bytes()).unwrap_err();
+            assert_eq!(error, HeaderError::DuplicateName { name: name.to_owned() });
+        }
+        for text in [r#"{"__metadata__":{"k":"1","k":"1"}}"#, r#"{"__metadata__":{"k":"1","\u006b":"2"}}"#] {
+            let error = Header::parse(text.as_bytes().to_vec()).unwrap_err();
+            assert_eq!(error, HeaderError::DuplicateMetadata { key: "k".to_owned() });
+        }
+    }
+
+    #[test]
+    fn header_len_checks_the_prefix() {
+        let prefix = |len: u64| len.to_le_bytes();
+        assert_eq!(header_len(&prefix(2), 10), Ok(2));
+        assert_eq!(header_len(&[1; 7], 7), Err(HeaderError::TooSmall { file_len: 7 }));
+        assert!(matches!(header_len(&prefix(3), 10), Err(HeaderError::LengthBeyondFile { .. })));
+        assert_eq!(header_len(&prefix(100_000_000), 200_000_000), Ok(MAX_HEADER_LEN));
+        assert!(matches!(header_len(&prefix(100_000_001), 200_000_000), Err(HeaderError::TooLarge { .. })));
+        assert!(matches!(header_len(&prefix(u64::MAX), 10), Err(HeaderError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn check_file_len_tells_short_from_long() {
+        let header = Header::parse(TEXT.as_bytes().to_vec()).unwrap();
+        let len = (8 + TEXT.len() + 10) as u64;
+        assert_eq!(header.check_file_len(len), Ok(()));
+        assert!(matches!(header.check_file_len(len - 1), Err(HeaderError::Truncated { .. })));
+        assert!(matches!(header.check_file_len(len + 1), Err(HeaderError::TrailingBytes { .. })));
+    }
+}

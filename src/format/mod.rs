@@ -1,0 +1,40 @@
+//! The safetensors format: what the bytes of a header say and where the bytes of a slice lie.
+//!
+//! This layer knows bytes, no files. The rules are those of the format's description and of its reference
+//! implementation (<https://github.com/huggingface/safetensors>, crate `safetensors` 0.8): the same headers are
+//! accepted and refused, except that duplicate names and names with a NUL are always refused here.
+//!
+//! A header goes through four steps, one file each:
+//!
+//! ```text
+//! scan       the form that writers write, read in one pass     \  text to
+//! json       any other form, read by serde_json                /  directory
+//! names      a seeded hash index over the names; duplicates
+//! validate   offsets, sizes, overflow: the directory is true to its data section
+//! ```
+
+pub(crate) mod directory;
+mod dtype;
+mod error;
+mod header;
+mod json;
+mod names;
+mod scan;
+mod slice;
+mod validate;
+
+pub use dtype::{Dtype, ParseDtypeError};
+pub use error::{HeaderError, SliceError};
+pub use header::{header_len, Header, TensorInfo, MAX_HEADER_LEN, PREFIX_LEN};
+pub use slice::{Run, Runs, Slice, END};
+
+/// The two readers of header text, apart. Not part of the public API: for fuzzing and benchmarks.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals {
+    pub use super::directory::Directory;
+    pub use super::json::parse as parse_json;
+    pub use super::names::NameTable;
+    pub use super::scan::scan;
+    pub use super::validate::validate;
+}

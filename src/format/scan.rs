@@ -1,0 +1,235 @@
+//! One pass over a header in the form that writers write; any other form is left to [`super::json`].
+//!
+//! Practically all files come from the reference implementation's writer, which puts no space between tokens and writes
+//! `dtype`, `shape`, `data_offsets` in that order. Reading just this form needs no general JSON parser: each token is
+//! compared with what must stand there, and strings are found eight bytes at a time. At the first byte that differs
+//! (white space, an escape, another key order, anything wrong) the scan gives up and says nothing, so that
+//! errors are worded, and rules decided, in one place only. What it accepts, `json` accepts with the same result: the
+//! fuzz target `header` holds the two together.
+
+use super::directory::{try_push, Directory, Entry, Span};
+use super::Dtype;
+
+/// A tensor needs about this many bytes of header with names as they are; a first guess of how many there are.
+const TYPICAL_ENTRY_LEN: usize = 112;
+
+/// The directory of `text`, which must be UTF-8; `None` when it is not in the form that writers write.
+///
+/// The spans of the directory lie in `text` itself, each followed by its closing quote.
+pub fn scan(text: &[u8]) -> Option<Directory> {
+    let mut scanner = Scanner { text, rest: text };
+    let mut directory = Directory::default();
+    let guess = text.len() / TYPICAL_ENTRY_LEN;
+    directory.tensors.try_reserve(guess).ok()?;
+    directory.dims.try_reserve(guess.checked_mul(2)?).ok()?;
+
+    let mut metadata_seen = false;
+    scanner.expect(b"{")?;
+    if !scanner.accept(b"}") {
+        loop {
+            let name = scanner.string()?;
+            scanner.expect(b":")?;
+            if name.of(text) == b"__metadata__" {
+                if std::mem::replace(&mut metadata_seen, true) {
+                    return None;
+                }
+                scanner.metadata(&mut directory)?;
+            } else {
+                scanner.tensor(name, &mut directory)?;
+            }
+            if !scanner.accept(b",") {
+                break;
+            }
+        }
+        scanner.expect(b"}")?;
+    }
+    // Writers pad with spaces up to a multiple of 8 bytes or more.
+    scanner.rest.iter().all(|byte| *byte == b' ').then_some(directory)
+}
+
+struct Scanner<'a> {
+    text: &'a [u8],
+    rest: &'a [u8],
+}
+
+impl Scanner<'_> {
+    #[inline]
+    fn accept(&mut self, token: &[u8]) -> bool {
+        match self.rest.strip_prefix(token) {
+            Some(rest) => {
+                self.rest = rest;
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline]
+    fn expect(&mut self, token: &[u8]) -> Option<()> {
+        self.accept(token).then_some(())
+    }
+
+    fn position(&self) -> usize {
+        self.text.len() - self.rest.len()
+    }
+
+    /// A string without escapes, quotes included; the span leaves them out.
+    #[inline]
+    fn string(&mut self) -> Option<Span> {
+        self.expect(b"\"")?;
+        let span = Span::new(self.position(), plain_len(self.rest))?;
+        self.rest = self.rest.get(span.len as usize..)?;
+        self.expect(b"\"")?;
+        Some(span)
+    }
+
+    /// A non-negative integer as JSON spells it: no sign, no leading zero, at most 64 bits.
+    #[inline]
+    fn integer(&mut self) -> Option<u64> {
+        let (first, mut rest) = self.rest.split_first()?;
+        let mut value = u64::from(first.checked_sub(b'0').filter(|digit| *digit <= 9)?);
+        while let Some((digit @ b'0'..=b'9', after)) = rest.split_first() {
+            if value == 0 {
+                return None;
+            }
+            value = value.checked_mul(10)?.checked_add(u64::from(digit - b'0'))?;
+            rest = after;
+        }
+        self.rest = rest;
+        Some(value)
+    }
+
+    #[inline]
+    fn tensor(&mut self, name: Span, directory: &mut Directory) -> Option<()> {
+        self.expect(b"{\"dtype\":")?;
+        let dtype = Dtype::from_name(self.string()?.of(self.text))?;
+        self.expect(b",\"shape\":[")?;
+        let dims_start = directory.dims.len();
+        if !self.accept(b"]") {
+            loop {
+                try_push(&mut directory.dims, self.integer()?).ok()?;
+                if !self.accept(b",") {
+                    break;
+                }
+            }
+            self.expect(b"]")?;
+        }
+        self.expect(b",\"data_offsets\":[")?;
+        let start = self.integer()?;
+        self.expect(b",")?;
+        let stop = self.integer()?;
+        self.expect(b"]}")?;
+
+        let rank = u32::try_from(directory.dims.len() - dims_start).ok()?;
+        let dims_start = u32::try_from(dims_start).ok()?;
+        try_push(&mut directory.tensors, Entry { name, dtype, dims_start, rank, start, stop }).ok()
+    }
+
+    fn metadata(&mut self, directory: &mut Directory) -> Option<()> {
+        self.expect(b"{")?;
+        if self.accept(b"}") {
+            return Some(());
+        }
+        loop {
+            let key = self.string()?;
+            self.expect(b":")?;
+            let value = self.string()?;
+            try_push(&mut directory.metadata, (key, value)).ok()?;
+            if !self.accept(b",") {
+                return self.expect(b"}");
+            }
+        }
+    }
+}
+
+/// How many bytes come before the first quote, backslash or control character (or the end).
+#[inline]
+fn plain_len(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        let special = special_bytes(u64::from_le_bytes(*word));
+        if special != 0 {
+            return at + (special.trailing_zeros() / 8) as usize;
+        }
+        at += 8;
+    }
+    let tail = bytes.get(at..).unwrap_or_default();
+    at + tail.iter().position(|b| matches!(b, b'"' | b'\\' | 0..0x20)).unwrap_or(tail.len())
+}
+
+/// Sets the top bit of each byte of `word` that is a quote, a backslash or below 0x20. Bytes above the lowest such byte may be
+/// flagged wrongly, because a borrow runs upwards; the lowest never is.
+/// ("Determine if a word has a byte less than n", Bit Twiddling Hacks, S. E. Anderson.)
+#[inline]
+fn special_bytes(word: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const TOPS: u64 = 0x8080_8080_8080_8080;
+    let less = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word;
+    let equal = |byte: u8| less(word ^ (ONES * u64::from(byte)), 1);
+    (less(word, 0x20) | equal(b'"') | equal(b'\\')) & TOPS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_len_stops_at_each_special_byte_wherever_it_stands() {
+        for special in (0..0x20).chain([b'"', b'\\']) {
+            for at in 0..40 {
+                for fill in [b'a', 0x7f, 0x80, 0xff, b'!', b'#', b'[', b']', 0x20] {
+                    let mut bytes = vec![fill; 40];
+                    bytes[at] = special;
+                    assert_eq!(plain_len(&bytes), at, "{special:#x} at {at} in {fill:#x}");
+                }
+            }
+        }
+        assert_eq!(plain_len(&[b'a'; 21]), 21);
+        assert_eq!(plain_len(b""), 0);
+    }
+
+    #[test]
+    fn integer_reads_what_json_allows() {
+        let read = |text: &str| Scanner { text: text.as_bytes(), rest: text.as_bytes() }.integer();
+        assert_eq!(read("0,"), Some(0));
+        assert_eq!(read("18446744073709551615]"), Some(u64::MAX));
+        for wrong in ["", "18446744073709551616", "00", "01", "-1", "+1", "a", "]"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn scan_reads_the_canonical_form() {
+        let text = br#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"I8","shape":[],"data_offsets":[24,25]}}  "#;
+        let directory = scan(text).unwrap();
+        let [a, b] = directory.tensors[..] else { panic!("{directory:?}") };
+        assert_eq!((a.name.of(text), a.dtype, directory.shape(&a)), (&b"a"[..], Dtype::F32, &[2, 3][..]));
+        assert_eq!((b.name.of(text), b.dtype, directory.shape(&b)), (&b"b"[..], Dtype::I8, &[][..]));
+        assert_eq!((b.start, b.stop), (24, 25));
+        let [(key, value)] = directory.metadata[..] else { panic!("{directory:?}") };
+        assert_eq!((key.of(text), value.of(text)), (&b"format"[..], &b"pt"[..]));
+        assert!(scan(b"{}").unwrap().tensors.is_empty());
+    }
+
+    #[test]
+    fn scan_leaves_every_other_form_to_json() {
+        for other in [
+            "",
+            " {}",
+            "{}\n",
+            "{}x",
+            "[]",
+            "{\"a\":1}",
+            r#"{"a":{"shape":[],"dtype":"I8","data_offsets":[0,1]}}"#,
+            r#"{"a":{"dtype":"I8","shape":[],"data_offsets":[0,1]},}"#,
+            r#"{"a":{"dtype":"I8","shape":[1,],"data_offsets":[0,1]}}"#,
+            r#"{"a":{"dtype":"I8","shape":[],"data_offsets":[0,1,2]}}"#,
+            r#"{"a":{"dtype":"I8","shape":[],"data_offsets":[0,1],"x":0}}"#,
+            r#"{"\u0061":{"dtype":"I8","shape":[],"data_offsets":[0,1]}}"#,
+            r#"{"__metadata__":{},"__metadata__":{}}"#,
+            r#"{"__metadata__":null}"#,
+        ] {
+            assert_eq!(scan(other.as_bytes()), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Lazy, zero-copy, verified loading of safetensors checkpoints, for native engines.
+//!
+//! Opening a checkpoint reads its header, checks it, and maps the file. From then on everything about its tensors is answered from
+//! memory, and their bytes are reached in place: a tensor's pages are read when they are first touched, and not before.
+//!
+//! Most users come through the C API, `include/safetensors_lazy.h`, which is made from [`ffi`]. What lies beneath is this Rust
+//! API:
+//!
+//! ```no_run
+//! use safetensors_lazy::{Checkpoint, OpenOptions};
+//!
+//! let checkpoint = Checkpoint::open("model.safetensors", OpenOptions::default())?;
+//! for tensor in checkpoint.tensors() {
+//!     println!("{} {} {:?}", tensor.name(), tensor.dtype(), tensor.shape());
+//! }
+//! let index = checkpoint.find("lm_head.weight").expect("a language model");
+//! let bytes = checkpoint.tensor_ptr(index)?;
+//! println!("{} bytes at {:p}", bytes.len(), bytes.as_ptr());
+//! # Ok::<(), safetensors_lazy::Error>(())
+//! ```
+//!
+//! # Layers
+//!
+//! Each knows only those above it in this list:
+//!
+//! - [`format`](mod@format): headers, dtypes, slice arithmetic. Knows bytes, no files.
+//! - [`storage`]: mappings, positional reads, memory. Knows files, no tensors.
+//! - `checkpoint`: [`Checkpoint`], one name space over both.
+//! - [`ffi`]: the C contract. No logic.
+//!
+//! # Threads
+//!
+//! A [`Checkpoint`] never changes once it is open: share it by reference or in an `Arc`.
+
+#![deny(unsafe_op_in_unsafe_fn, missing_docs)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::unreachable)
+)]
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64", target_endian = "little")))]
+compile_error!("safetensors_lazy supports 64-bit little-endian Linux (x86_64, aarch64)");
+
+mod checkpoint;
+mod error;
+pub mod ffi;
+pub mod format;
+mod quote;
+pub mod storage;
+
+pub use checkpoint::{Checkpoint, Info, OpenOptions, Tensor, TensorBytes, View};
+pub use error::Error;
+pub use format::Dtype;

@@ -1,0 +1,105 @@
+//! Memory of our own for the copies we hold.
+
+use super::StorageError;
+use memmap2::{Advice, MmapMut, MmapRaw};
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+/// From this size on a buffer is mapped by itself: it is page-aligned, may use huge pages, and goes back to the system when freed.
+const MAPPED_FROM: usize = 256 * 1024;
+
+/// A huge page, where advice for them begins to pay.
+const HUGE_PAGE: usize = 2 * 1024 * 1024;
+
+/// Zeroed memory, aligned to 64 bytes: a cache line, and enough for every vector unit. Too large a size is an error, not an abort.
+///
+/// Held by raw pointers throughout: callers of the C API keep a pointer to it while the buffer itself is moved into its place.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    memory: Memory,
+    len: usize,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Heap(NonNull<[Line]>),
+    Mapped(MmapRaw),
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [u8; 64]);
+
+// SAFETY: the buffer owns its memory and gives `&self` no way to change it, so it may move between and be shared by threads.
+unsafe impl Send for Buffer {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    pub(crate) fn new(len: u64) -> Result<Buffer, StorageError> {
+        let no_memory = || StorageError::NoMemory { nbytes: len };
+        let len = usize::try_from(len).map_err(|_| no_memory())?;
+        if len < MAPPED_FROM {
+            let mut lines = Vec::new();
+            let count = len.div_ceil(64);
+            lines.try_reserve_exact(count).map_err(|_| no_memory())?;
+            lines.resize(count, Line([0; 64]));
+            let lines = NonNull::from(Box::leak(lines.into_boxed_slice()));
+            return Ok(Buffer { memory: Memory::Heap(lines), len });
+        }
+        let mapped = MmapRaw::from(MmapMut::map_anon(len).map_err(|_| no_memory())?);
+        if len >= HUGE_PAGE {
+            // Only advice: without huge pages the buffer is slower to fill, not wrong.
+            let _ = mapped.advise(Advice::HugePage);
+        }
+        Ok(Buffer { memory: Memory::Mapped(mapped), len })
+    }
+
+    /// The first byte. The pointer is valid as long as the buffer lives, wherever it moves; writing through it is the caller's affair.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        match &self.memory {
+            Memory::Heap(lines) => lines.cast(),
+            // A mapping never lies at address 0.
+            Memory::Mapped(mapping) => NonNull::new(mapping.as_mut_ptr()).unwrap_or(NonNull::dangling()),
+        }
+    }
+
+    /// The bytes, for a read to fill.
+    pub(crate) fn as_uninit_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+        // SAFETY: the memory is ours, `len` bytes long, and borrowed mutably as long as the slice; pointers to it are given out only
+        // after it has been filled.
+        unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr().cast(), self.len) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Memory::Heap(lines) = self.memory {
+            // SAFETY: `new` leaked these lines from a box, and nobody else frees them.
+            drop(unsafe { Box::from_raw(lines.as_ptr()) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_gives_aligned_memory_of_every_size() {
+        for len in [0, 1, 63, 64, 65, MAPPED_FROM - 1, MAPPED_FROM, MAPPED_FROM + 1, HUGE_PAGE + 1] {
+            let mut buffer = Buffer::new(len as u64).unwrap();
+            assert_eq!(buffer.start().as_ptr() as usize % 64, 0, "{len}");
+            let bytes = buffer.as_uninit_mut();
+            assert_eq!(bytes.len(), len);
+            bytes.fill(MaybeUninit::new(0xa5));
+        }
+    }
+
+    #[test]
+    fn new_says_when_there_is_no_memory() {
+        for len in [u64::MAX, 1 << 62, 1 << 50] {
+            assert!(matches!(Buffer::new(len), Err(StorageError::NoMemory { nbytes }) if nbytes == len));
+        }
+    }
+}

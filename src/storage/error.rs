@@ -1,0 +1,68 @@
+//! Why bytes could not be reached.
+
+use std::fmt::{self, Display};
+use std::io;
+
+/// Why a file could not be opened, mapped or read. Names no path: the layer above knows it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// The system refused.
+    Io {
+        /// What was tried: "open", "read", "map".
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The path leads to something that is not a regular file.
+    NotAFile {
+        /// What it is: "a directory", "a FIFO", "a device", "a socket".
+        what: &'static str,
+    },
+    /// The file has become shorter than it was when it was opened.
+    Truncated {
+        /// First byte that was asked for.
+        offset: u64,
+        /// Number of bytes that were asked for.
+        len: u64,
+        /// Size of the file when it was opened, in bytes.
+        opened_len: u64,
+    },
+    /// There was no memory for a copy.
+    NoMemory {
+        /// Its size in bytes.
+        nbytes: u64,
+    },
+    /// The options ask for what this storage cannot do.
+    Unsupported(&'static str),
+}
+
+impl StorageError {
+    pub(super) fn io(action: &'static str, source: io::Error) -> StorageError {
+        StorageError::Io { action, source }
+    }
+}
+
+impl Display for StorageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StorageError::Io { action, source } => write!(f, "cannot {action}: {source}"),
+            StorageError::NotAFile { what } => write!(f, "not a file but {what}"),
+            StorageError::Truncated { offset, len, opened_len } => write!(
+                f,
+                "the file was truncated: its {len} bytes from {offset} on are not all there any more (it had {opened_len} when opened)"
+            ),
+            StorageError::NoMemory { nbytes } => write!(f, "no memory for {nbytes} bytes"),
+            StorageError::Unsupported(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for StorageError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StorageError::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

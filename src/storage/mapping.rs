@@ -1,0 +1,113 @@
+//! A file mapped into memory.
+
+use super::pread::Reader;
+use super::StorageError;
+use memmap2::{Advice, Mmap, MmapMut, MmapOptions, MmapRaw};
+use std::fs::File;
+use std::io;
+use std::ptr::NonNull;
+
+/// The whole of a file, mapped when it was opened and never resized.
+///
+/// Gives out raw pointers only. Other processes may write to the file, so Rust references to its pages would promise what nobody
+/// can keep; and when the file is truncated, touching a page beyond its end is a SIGBUS.
+#[derive(Debug)]
+pub(super) struct Mapping(MmapRaw);
+
+impl Mapping {
+    /// Maps `len` bytes of `file`: shared and read-only, private where the file system refuses to share; or private and
+    /// writable for `copy_on_write`.
+    pub(super) fn new(file: &File, len: u64, copy_on_write: bool) -> io::Result<Mapping> {
+        let len = usize::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let mut options = MmapOptions::new();
+        options.len(len);
+        if copy_on_write {
+            // Only the pages that are written cost memory, so that a model larger than memory can be opened this way.
+            options.no_reserve_swap();
+            return Ok(Mapping(MmapRaw::from(private_writable(&options, file)?)));
+        }
+        match options.map_raw_read_only(file) {
+            Ok(shared) => Ok(Mapping(shared)),
+            Err(_) => Ok(Mapping(MmapRaw::from(private(&options, file)?))),
+        }
+    }
+
+    /// Where `len` bytes from `offset` on lie; `None` outside of the mapping.
+    pub(super) fn pointer(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(len)?;
+        if end > self.0.len() as u64 {
+            return None;
+        }
+        // `wrapping_add` rather than `add`: no promise to the compiler about bytes that another process may take away.
+        NonNull::new(self.0.as_mut_ptr().wrapping_add(usize::try_from(offset).ok()?))
+    }
+
+    /// Brings all pages in. An error of the disk is reported here instead of as a SIGBUS later.
+    pub(super) fn populate(&self, reader: &Reader) -> Result<(), StorageError> {
+        match self.0.advise(Advice::PopulateRead) {
+            Ok(()) => Ok(()),
+            // Linux before 5.14 does not know it: the page cache at least can be filled.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                reader.read_ahead();
+                Ok(())
+            }
+            Err(error) => Err(StorageError::io("populate the mapping", error)),
+        }
+    }
+
+    /// Locks all pages into memory until the mapping goes.
+    pub(super) fn lock(&self) -> Result<(), StorageError> {
+        self.0.lock().map_err(|error| StorageError::io("lock the mapping into memory", error))
+    }
+}
+
+fn private(options: &MmapOptions, file: &File) -> io::Result<Mmap> {
+    // SAFETY: the hazard of `Mmap` is its `Deref` to bytes that others can change. It becomes an `MmapRaw`, which has none.
+    unsafe { options.map_copy_read_only(file) }
+}
+
+fn private_writable(options: &MmapOptions, file: &File) -> io::Result<MmapMut> {
+    // SAFETY: as in `private`.
+    unsafe { options.map_copy(file) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn pointer_stays_inside() {
+        let mapping = Mapping::new(&file(b"0123456789"), 10, false).unwrap();
+        let pointer = mapping.pointer(4, 6).unwrap();
+        // SAFETY: six bytes of a file that nobody else knows.
+        assert_eq!(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), 6) }, b"456789");
+        assert!(mapping.pointer(10, 0).is_some());
+        assert!(mapping.pointer(4, 7).is_none());
+        assert!(mapping.pointer(11, 0).is_none());
+        assert!(mapping.pointer(u64::MAX, 2).is_none());
+    }
+
+    #[test]
+    fn new_with_copy_on_write_leaves_the_file_alone() {
+        let file = file(b"abc");
+        let mapping = Mapping::new(&file, 3, true).unwrap();
+        // SAFETY: a private writable page.
+        unsafe { mapping.pointer(1, 1).unwrap().write(b'X') };
+        let mut bytes = [0; 3];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"abc");
+    }
+
+    #[test]
+    fn private_maps_what_cannot_be_shared() {
+        let map = private(MmapOptions::new().len(3), &file(b"abc")).unwrap();
+        assert_eq!(&map[..], b"abc");
+    }
+}

@@ -1,0 +1,190 @@
+//! Where a shard's bytes come from: a mapping, positional reads, or the caller's memory.
+//!
+//! This layer knows files, no tensors. Whatever the kind, bytes can be read with an error instead of a signal
+//! ([`Storage::read_exact_at`]); a mapping and memory can besides be pointed into ([`Storage::pointer`]).
+
+mod buffer;
+mod error;
+mod fs;
+mod mapping;
+mod memory;
+mod pread;
+
+pub(crate) use buffer::Buffer;
+pub use error::StorageError;
+pub use memory::Memory;
+
+use fs::FileSystem;
+use mapping::Mapping;
+use pread::Reader;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::ptr::NonNull;
+
+/// How the bytes of a file are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StorageKind {
+    /// Mapped, unless the file lies on a network or FUSE file system or the mapping is refused: then read.
+    #[default]
+    Auto,
+    /// Mapped: pointers without a copy, pages shared with every process that maps the file.
+    Mmap,
+    /// Read by positional reads into memory of the library's own: errors instead of SIGBUS.
+    Read,
+    /// Memory of the caller's.
+    Memory,
+}
+
+/// What to do besides opening.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StorageOptions {
+    /// How the file's bytes are reached.
+    pub kind: StorageKind,
+    /// Private writable pages: what is written through a pointer stays in this process, the file is never changed.
+    pub copy_on_write: bool,
+    /// Read all of the file in when opening: into the mapping, or ahead into the page cache where there is no mapping.
+    pub populate: bool,
+    /// Keep the mapping in physical memory (`mlock`). Needs a mapping, and `RLIMIT_MEMLOCK` large enough.
+    pub lock: bool,
+}
+
+/// The bytes of one shard.
+#[derive(Debug)]
+pub struct Storage {
+    bytes: Bytes,
+    options: StorageOptions,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    /// Reads go through the file even here: a read of a file that was truncated is an error, a touch of its mapping is a SIGBUS.
+    Mapped(Reader, Mapping),
+    Read(Reader),
+    Memory(Memory),
+}
+
+impl Storage {
+    /// Opens a file. Nothing is read yet.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`]: the file is absent, not allowed, or not a regular file; a mapping is asked for and refused.
+    pub fn open(path: &Path, options: StorageOptions) -> Result<Storage, StorageError> {
+        let reader = Reader::open(path)?;
+        let map = |reader: &Reader| Mapping::new(reader.file(), reader.len(), options.copy_on_write);
+        let bytes = match options.kind {
+            StorageKind::Memory => return Err(StorageError::Unsupported("a file cannot be opened as memory")),
+            StorageKind::Read => Bytes::Read(reader),
+            StorageKind::Mmap => match map(&reader) {
+                Ok(mapping) => Bytes::Mapped(reader, mapping),
+                Err(error) => return Err(StorageError::io("map", error)),
+            },
+            StorageKind::Auto if FileSystem::of(reader.file()) == FileSystem::Remote => Bytes::Read(reader),
+            StorageKind::Auto => match map(&reader) {
+                Ok(mapping) => Bytes::Mapped(reader, mapping),
+                Err(_) => Bytes::Read(reader),
+            },
+        };
+        Ok(Storage { bytes, options })
+    }
+
+    /// Takes memory instead of a file.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Unsupported`] if the options ask for a file's kind of storage.
+    pub fn memory(memory: Memory, options: StorageOptions) -> Result<Storage, StorageError> {
+        match options.kind {
+            StorageKind::Auto | StorageKind::Memory => Ok(Storage { bytes: Bytes::Memory(memory), options }),
+            StorageKind::Mmap | StorageKind::Read => {
+                Err(StorageError::Unsupported("memory cannot be opened as a file"))
+            }
+        }
+    }
+
+    /// Does what the options ask for once the header has been found true: populates, locks.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`]: pages could not be read or locked.
+    pub fn make_resident(&self) -> Result<(), StorageError> {
+        if self.options.populate {
+            match &self.bytes {
+                Bytes::Mapped(reader, mapping) => mapping.populate(reader)?,
+                Bytes::Read(reader) => reader.read_ahead(),
+                Bytes::Memory(_) => {}
+            }
+        }
+        if self.options.lock {
+            match &self.bytes {
+                Bytes::Mapped(_, mapping) => mapping.lock()?,
+                Bytes::Read(_) | Bytes::Memory(_) => {
+                    return Err(StorageError::Unsupported("only a mapping can be locked into memory"))
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The kind that was chosen: never [`StorageKind::Auto`].
+    pub fn kind(&self) -> StorageKind {
+        match &self.bytes {
+            Bytes::Mapped(..) => StorageKind::Mmap,
+            Bytes::Read(_) => StorageKind::Read,
+            Bytes::Memory(_) => StorageKind::Memory,
+        }
+    }
+
+    /// Whether memory that this storage points to may be written to.
+    pub fn is_writable(&self) -> bool {
+        self.options.copy_on_write
+    }
+
+    /// The number of bytes when it was opened.
+    pub fn size(&self) -> u64 {
+        match &self.bytes {
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => reader.len(),
+            Bytes::Memory(memory) => memory.len() as u64,
+        }
+    }
+
+    /// Reads `dst.len()` bytes from `offset` on. All of `dst` is initialised when this returns `Ok`.
+    ///
+    /// Over a mapping this reads the file, not the pages: what was written through a copy-on-write pointer is not seen.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Truncated`] if the file ends before, [`StorageError::Io`] if the system says so. Never a signal.
+    pub fn read_exact_at(&self, dst: &mut [MaybeUninit<u8>], offset: u64) -> Result<(), StorageError> {
+        match &self.bytes {
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => reader.read_exact_at(dst, offset),
+            Bytes::Memory(memory) => memory.read_exact_at(dst, offset),
+        }
+    }
+
+    /// Reads `len` bytes from `offset` on into a vector of their own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Storage::read_exact_at`], and [`StorageError::NoMemory`].
+    pub fn read_vec(&self, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| StorageError::NoMemory { nbytes: len as u64 })?;
+        let room = bytes.spare_capacity_mut().get_mut(..len).unwrap_or_default();
+        self.read_exact_at(room, offset)?;
+        // SAFETY: the capacity is at least `len`, and `read_exact_at` has initialised that many bytes.
+        unsafe { bytes.set_len(len) };
+        Ok(bytes)
+    }
+
+    /// Where the `len` bytes from `offset` on lie in memory, if they do: valid as long as this storage lives. `None` for files that
+    /// are read, for positions outside, and over borrowed memory when pages must be private.
+    pub fn pointer(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
+        match &self.bytes {
+            Bytes::Mapped(_, mapping) => mapping.pointer(offset, len),
+            Bytes::Memory(memory) if !self.options.copy_on_write => memory.pointer(offset, len),
+            Bytes::Memory(_) | Bytes::Read(_) => None,
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A file read at given positions.
+
+use super::StorageError;
+use std::fs::{File, FileType, OpenOptions};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+/// A regular file, open for reading, and its size at that moment.
+#[derive(Debug)]
+pub(super) struct Reader {
+    file: File,
+    len: u64,
+}
+
+impl Reader {
+    pub(super) fn open(path: &Path) -> Result<Reader, StorageError> {
+        let refused = |error| StorageError::io("open", error);
+        // Looked at before it is opened, because opening a device can do things; and after, because the path may have changed.
+        check_type(std::fs::metadata(path).map_err(refused)?.file_type())?;
+        // Nor may a FIFO that has just taken the file's place make us wait for a writer.
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(refused)?;
+        let metadata = file.metadata().map_err(refused)?;
+        check_type(metadata.file_type())?;
+        Ok(Reader { len: metadata.len(), file })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fills `dst` from `offset` on, however many calls that takes.
+    pub(super) fn read_exact_at(&self, dst: &mut [MaybeUninit<u8>], offset: u64) -> Result<(), StorageError> {
+        let truncated = StorageError::Truncated { offset, len: dst.len() as u64, opened_len: self.len };
+        let mut rest = dst;
+        let mut position = offset;
+        while !rest.is_empty() {
+            match read_at(&self.file, rest, position) {
+                Ok(0) => return Err(truncated),
+                Ok(n) => {
+                    rest = rest.get_mut(n..).unwrap_or_default();
+                    position = position.saturating_add(n as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(StorageError::io("read", error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for the whole file to be read into the page cache. Only advice: a system that refuses loses time, not data.
+    pub(super) fn read_ahead(&self) {
+        // SAFETY: the descriptor is open; the call touches no memory of ours. A length of 0 means to the end.
+        unsafe { libc::posix_fadvise64(self.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_WILLNEED) };
+    }
+}
+
+/// One `pread`. Gives the number of bytes at the front of `dst` that are now initialised; 0 at the end of the file.
+fn read_at(file: &File, dst: &mut [MaybeUninit<u8>], offset: u64) -> io::Result<usize> {
+    // Beyond what a position can be, no file has bytes.
+    let Ok(offset) = libc::off64_t::try_from(offset) else { return Ok(0) };
+    // SAFETY: `dst` is memory that may be written to for its whole length, which is all that the kernel writes; uninitialised bytes are
+    // fine for it. The descriptor is open.
+    let n = unsafe { libc::pread64(file.as_raw_fd(), dst.as_mut_ptr().cast(), dst.len(), offset) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+fn check_type(kind: FileType) -> Result<(), StorageError> {
+    let what = match () {
+        () if kind.is_file() => return Ok(()),
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a FIFO",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    };
+    Err(StorageError::NotAFile { what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn read(reader: &Reader, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
+        let mut dst = vec![MaybeUninit::uninit(); len];
+        reader.read_exact_at(&mut dst, offset)?;
+        // SAFETY: `read_exact_at` returned Ok.
+        Ok(dst.into_iter().map(|byte| unsafe { byte.assume_init() }).collect())
+    }
+
+    #[test]
+    fn read_exact_at_gives_bytes_or_says_truncated() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let reader = Reader::open(file.path()).unwrap();
+        assert_eq!(read(&reader, 3, 4).unwrap(), b"3456");
+        assert_eq!(read(&reader, 10, 0).unwrap(), b"");
+        for (offset, len) in [(3, 8), (10, 1), (1 << 40, 1), (u64::MAX, 1)] {
+            assert!(matches!(read(&reader, offset, len), Err(StorageError::Truncated { .. })), "{offset} {len}");
+        }
+        file.as_file().set_len(5).unwrap();
+        assert_eq!(read(&reader, 3, 2).unwrap(), b"34");
+        assert!(matches!(read(&reader, 3, 3), Err(StorageError::Truncated { opened_len: 10, .. })));
+    }
+
+    #[test]
+    fn open_tells_files_from_other_things() {
+        let what = |path: &str| match Reader::open(Path::new(path)) {
+            Err(StorageError::NotAFile { what }) => what,
+            other => panic!("{path}: {other:?}"),
+        };
+        assert_eq!(what("/"), "a directory");
+        assert_eq!(what("/dev/null"), "a device");
+        let error = Reader::open(Path::new("/nonexistent/file")).unwrap_err();
+        assert!(matches!(error, StorageError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOENT)));
+    }
+}
