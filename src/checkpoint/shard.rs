@@ -53,7 +53,7 @@ fn read_header(storage: &Storage) -> Result<Header, Refused> {
     let prefix = storage.read_vec(0, prefix_len).map_err(Refused::Storage)?;
     let header_len = header_len(&prefix, file_len).map_err(Refused::Header)?;
     let text = storage.read_vec(PREFIX_LEN as u64, header_len).map_err(Refused::Storage)?;
-    let header = Header::parse(text).map_err(Refused::Header)?;
+    let header = Header::parse(&text).map_err(Refused::Header)?;
     header.check_file_len(file_len).map_err(Refused::Header)?;
     Ok(header)
 }

@@ -1,6 +1,6 @@
 //! A header: from bytes in private memory to a directory that has been checked.
 
-use super::directory::{Directory, Entry, Span};
+use super::directory::Directory;
 use super::names::{NameTable, NameTableError};
 use super::{json, scan, validate, Dtype, HeaderError};
 
@@ -31,8 +31,6 @@ pub fn header_len(prefix: &[u8], file_len: u64) -> Result<usize, HeaderError> {
 /// A header that has been read and found true: every tensor's name, dtype, shape and place, and the metadata.
 #[derive(Debug)]
 pub struct Header {
-    /// What all spans lie in. Each of their strings is followed by a NUL.
-    text: Vec<u8>,
     header_len: usize,
     data_len: u64,
     directory: Directory,
@@ -43,8 +41,6 @@ pub struct Header {
 impl Header {
     /// Reads and checks a header. `text` is exactly the header's bytes, without the prefix.
     ///
-    /// Keeps `text`: the names of the usual form are left where they stand.
-    ///
     /// # Errors
     ///
     /// [`HeaderError`]: every variant but those of [`header_len`] and [`Header::check_file_len`].
@@ -53,41 +49,30 @@ impl Header {
     /// use safetensors_lazy::format::{Dtype, Header};
     ///
     /// let text = br#"{"bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
-    /// let header = Header::parse(text.to_vec())?;
+    /// let header = Header::parse(text)?;
     /// let bias = header.tensor(header.find(b"bias").unwrap()).unwrap();
     /// assert_eq!((bias.dtype, bias.shape, header.data_len()), (Dtype::F32, &[2][..], 8));
     /// # Ok::<(), safetensors_lazy::format::HeaderError>(())
     /// ```
-    pub fn parse(mut text: Vec<u8>) -> Result<Header, HeaderError> {
+    pub fn parse(text: &[u8]) -> Result<Header, HeaderError> {
         let header_len = text.len();
-        let utf8 = std::str::from_utf8(&text).map_err(|e| HeaderError::Utf8 { position: e.valid_up_to() })?;
-        let directory = match scan::scan(&text) {
-            Some(directory) => {
-                terminate_names(&mut text, &directory);
-                directory
-            }
-            None => {
-                let (directory, names) = json::parse(utf8)?;
-                text = names;
-                directory
-            }
+        let utf8 = std::str::from_utf8(text).map_err(|e| HeaderError::Utf8 { position: e.valid_up_to() })?;
+        let directory = match scan::scan(text) {
+            Some(directory) => directory,
+            None => json::parse(utf8)?,
         };
-        let tensor_names = name_table(
-            &text,
-            directory.tensors.len(),
-            |i| name_of(&directory, i),
-            header_len,
-            |name| HeaderError::DuplicateName { name },
-        )?;
-        let metadata_keys = name_table(
-            &text,
-            directory.metadata.len(),
-            |i| key_of(&directory, i),
-            header_len,
-            |key| HeaderError::DuplicateMetadata { key },
-        )?;
-        let data_len = validate::validate(&directory, &text)?;
-        Ok(Header { text, header_len, data_len, directory, tensor_names, metadata_keys })
+        let names = directory.tensors.iter().map(|entry| entry.name);
+        let tensor_names = NameTable::new(&directory.text, names).map_err(|error| match error {
+            NameTableError::Duplicate(i) => HeaderError::DuplicateName { name: string(directory.name(i)) },
+            NameTableError::NoMemory => HeaderError::NoMemory { header_len },
+        })?;
+        let keys = directory.metadata.iter().map(|(key, _)| *key);
+        let metadata_keys = NameTable::new(&directory.text, keys).map_err(|error| match error {
+            NameTableError::Duplicate(i) => HeaderError::DuplicateMetadata { key: string(key(&directory, i)) },
+            NameTableError::NoMemory => HeaderError::NoMemory { header_len },
+        })?;
+        let data_len = validate::validate(&directory)?;
+        Ok(Header { header_len, data_len, directory, tensor_names, metadata_keys })
     }
 
     /// Checks that a file with this header has `file_len` bytes.
@@ -127,9 +112,9 @@ impl Header {
 
     /// Tensor `index`, in the order of the header.
     pub fn tensor(&self, index: usize) -> Option<TensorInfo<'_>> {
-        let entry: &Entry = self.directory.tensors.get(index)?;
+        let entry = self.directory.tensors.get(index)?;
         Some(TensorInfo {
-            name: entry.name.of(&self.text),
+            name: entry.name.of(&self.directory.text),
             dtype: entry.dtype,
             shape: self.directory.shape(entry),
             start: entry.start,
@@ -139,12 +124,12 @@ impl Header {
 
     /// The name of tensor `index` in UTF-8; empty for an index that is not in the header. A NUL follows the last byte.
     pub fn name(&self, index: usize) -> &[u8] {
-        name_of(&self.directory, index).of(&self.text)
+        self.directory.name(index)
     }
 
     /// The index of the tensor of that name. Takes constant time and does not allocate.
     pub fn find(&self, name: &[u8]) -> Option<usize> {
-        self.tensor_names.find(name, |i| self.name(i))
+        self.tensor_names.find(&self.directory.text, name)
     }
 
     /// Number of entries in `__metadata__`.
@@ -155,12 +140,12 @@ impl Header {
     /// Key and value of metadata entry `index` in UTF-8, in the order of the header. A NUL follows the last byte of each.
     pub fn metadata(&self, index: usize) -> Option<(&[u8], &[u8])> {
         let (key, value) = self.directory.metadata.get(index)?;
-        Some((key.of(&self.text), value.of(&self.text)))
+        Some((key.of(&self.directory.text), value.of(&self.directory.text)))
     }
 
     /// The index of the metadata entry of that key. Takes constant time and does not allocate.
     pub fn find_metadata(&self, key: &[u8]) -> Option<usize> {
-        self.metadata_keys.find(key, |i| key_of(&self.directory, i).of(&self.text))
+        self.metadata_keys.find(&self.directory.text, key)
     }
 }
 
@@ -179,38 +164,12 @@ pub struct TensorInfo<'h> {
     pub stop: u64,
 }
 
-const NOWHERE: Span = Span { start: 0, len: 0 };
-
-fn name_of(directory: &Directory, index: usize) -> Span {
-    directory.tensors.get(index).map_or(NOWHERE, |entry| entry.name)
+fn key(directory: &Directory, index: usize) -> &[u8] {
+    directory.metadata.get(index).map_or(&[], |(key, _)| key.of(&directory.text))
 }
 
-fn key_of(directory: &Directory, index: usize) -> Span {
-    directory.metadata.get(index).map_or(NOWHERE, |(key, _)| *key)
-}
-
-fn name_table(
-    text: &[u8],
-    len: usize,
-    span_of: impl Fn(usize) -> Span,
-    header_len: usize,
-    duplicate: impl Fn(String) -> HeaderError,
-) -> Result<NameTable, HeaderError> {
-    NameTable::new(len, |i| span_of(i).of(text)).map_err(|error| match error {
-        NameTableError::Duplicate(i) => duplicate(String::from_utf8_lossy(span_of(i).of(text)).into_owned()),
-        NameTableError::NoMemory => HeaderError::NoMemory { header_len },
-    })
-}
-
-/// Turns the closing quote of each string into the NUL that makes it a C string.
-fn terminate_names(text: &mut [u8], directory: &Directory) {
-    let names = directory.tensors.iter().map(|entry| entry.name);
-    let metadata = directory.metadata.iter().flat_map(|(key, value)| [*key, *value]);
-    for span in names.chain(metadata) {
-        if let Some(quote) = text.get_mut(span.end()) {
-            *quote = 0;
-        }
-    }
+fn string(utf8: &[u8]) -> String {
+    String::from_utf8_lossy(utf8).into_owned()
 }
 
 #[cfg(test)]
@@ -220,7 +179,7 @@ mod tests {
     const TEXT: &str = r#"{"__metadata__":{"format":"pt"},"b":{"dtype":"F32","shape":[2],"data_offsets":[2,10]},"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}"#;
 
     fn both_forms() -> [Header; 2] {
-        [TEXT.to_owned(), format!("\t{TEXT}")].map(|text| Header::parse(text.into_bytes()).unwrap())
+        [TEXT.to_owned(), format!("\t{TEXT}")].map(|text| Header::parse(text.as_bytes()).unwrap())
     }
 
     #[test]
@@ -237,7 +196,8 @@ mod tests {
     #[test]
     fn parse_puts_a_nul_after_each_string() {
         for header in both_forms() {
-            let after = |string: &[u8]| header.text[string.as_ptr_range().end as usize - header.text.as_ptr() as usize];
+            let text = &header.directory.text;
+            let after = |string: &[u8]| text[string.as_ptr_range().end as usize - text.as_ptr() as usize];
             let (key, value) = header.metadata(0).unwrap();
             for string in [header.name(0), header.name(1), key, value] {
                 assert_eq!(after(string), 0);
@@ -262,11 +222,11 @@ mod tests {
             (format!(r#"{{"a":{tensor},"b":{tensor},"a":{tensor}}}"#), "a"),
             (format!(r#"{{"a":{tensor},"\u0061":{tensor}}}"#), "a"),
         ] {
-            let error = Header::parse(text.into_bytes()).unwrap_err();
+            let error = Header::parse(text.as_bytes()).unwrap_err();
             assert_eq!(error, HeaderError::DuplicateName { name: name.to_owned() });
         }
         for text in [r#"{"__metadata__":{"k":"1","k":"1"}}"#, r#"{"__metadata__":{"k":"1","\u006b":"2"}}"#] {
-            let error = Header::parse(text.as_bytes().to_vec()).unwrap_err();
+            let error = Header::parse(text.as_bytes()).unwrap_err();
             assert_eq!(error, HeaderError::DuplicateMetadata { key: "k".to_owned() });
         }
     }
@@ -284,7 +244,7 @@ mod tests {
 
     #[test]
     fn check_file_len_tells_short_from_long() {
-        let header = Header::parse(TEXT.as_bytes().to_vec()).unwrap();
+        let header = Header::parse(TEXT.as_bytes()).unwrap();
         let len = (8 + TEXT.len() + 10) as u64;
         assert_eq!(header.check_file_len(len), Ok(()));
         assert!(matches!(header.check_file_len(len - 1), Err(HeaderError::Truncated { .. })));

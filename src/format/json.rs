@@ -4,18 +4,18 @@
 //! says: a tensor may be an object with further fields or the array `[dtype, shape, data_offsets]`, a dtype may be
 //! `{"F32": null}`, `__metadata__` may be `null`. Values of unknown fields are read as strictly as known ones, as there.
 
-use super::directory::{try_push, Directory, Entry, Span};
+use super::directory::{Directory, NoRoom, Span};
 use super::{Dtype, HeaderError};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
-/// The directory of `text`, and the text that its spans lie in: names, keys and values, unescaped, each followed by a NUL.
-pub fn parse(text: &str) -> Result<(Directory, Vec<u8>), HeaderError> {
+/// The directory of `text`.
+pub fn parse(text: &str) -> Result<Directory, HeaderError> {
     let mut reader = Reader { header_len: text.len(), ..Reader::default() };
     let mut json = serde_json::Deserializer::from_str(text);
     let parsed = json.deserialize_map(Header(&mut reader)).and_then(|()| json.end());
     match parsed {
-        Ok(()) => Ok((reader.directory, reader.text)),
+        Ok(()) => Ok(reader.directory),
         Err(error) => Err(reader.explain(&error)),
     }
 }
@@ -25,7 +25,6 @@ pub fn parse(text: &str) -> Result<(Directory, Vec<u8>), HeaderError> {
 struct Reader {
     header_len: usize,
     directory: Directory,
-    text: Vec<u8>,
     context: Context,
     /// The cause, where it is one of ours and not serde_json's.
     failure: Option<HeaderError>,
@@ -47,20 +46,15 @@ impl Reader {
         E::custom("")
     }
 
-    fn no_memory<E: Error>(&mut self) -> E {
+    /// The value, or the error that there was no room for it.
+    fn room<T, E: Error>(&mut self, pushed: Result<T, NoRoom>) -> Result<T, E> {
         let header_len = self.header_len;
-        self.fail(HeaderError::NoMemory { header_len })
+        pushed.map_err(|NoRoom| self.fail(HeaderError::NoMemory { header_len }))
     }
 
     fn keep<E: Error>(&mut self, string: &str) -> Result<Span, E> {
-        let start = self.text.len();
-        let Some(span) = Span::new(start, string.len()) else { return Err(self.no_memory()) };
-        if self.text.try_reserve(string.len() + 1).is_err() {
-            return Err(self.no_memory());
-        }
-        self.text.extend_from_slice(string.as_bytes());
-        self.text.push(0);
-        Ok(span)
+        let kept = self.directory.keep(string.as_bytes());
+        self.room(kept)
     }
 
     fn keep_name<E: Error>(&mut self, name: &str) -> Result<Span, E> {
@@ -71,7 +65,7 @@ impl Reader {
     }
 
     fn string(&self, span: Span) -> String {
-        String::from_utf8_lossy(span.of(&self.text)).into_owned()
+        String::from_utf8_lossy(span.of(&self.directory.text)).into_owned()
     }
 
     /// The name of the tensor being read; empty outside of one.
@@ -188,9 +182,8 @@ impl<'de> Visitor<'de> for Metadata<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key_seed(MetadataString { reader: self.0, is_key: true })? {
             let value = map.next_value_seed(MetadataString { reader: self.0, is_key: false })?;
-            if try_push(&mut self.0.directory.metadata, (key, value)).is_err() {
-                return Err(self.0.no_memory());
-            }
+            let pushed = self.0.directory.push_metadata(key, value);
+            self.0.room(pushed)?;
         }
         Ok(())
     }
@@ -231,17 +224,10 @@ struct Tensor<'r> {
     name: Span,
 }
 
-/// Where a shape lies in `Directory::dims`.
-#[derive(Clone, Copy)]
-struct Dims {
-    start: u32,
-    rank: u32,
-}
-
 impl Tensor<'_> {
-    fn finish<E: Error>(self, dtype: Dtype, dims: Dims, (start, stop): (u64, u64)) -> Result<(), E> {
-        let entry = Entry { name: self.name, dtype, dims_start: dims.start, rank: dims.rank, start, stop };
-        try_push(&mut self.reader.directory.tensors, entry).map_err(|_| self.reader.no_memory())
+    fn finish<E: Error>(self, dtype: Dtype, dims_start: usize, offsets: (u64, u64)) -> Result<(), E> {
+        let pushed = self.reader.directory.push_tensor(self.name, dtype, dims_start, offsets);
+        self.reader.room(pushed)
     }
 }
 
@@ -364,36 +350,31 @@ impl<'de> Visitor<'de> for DtypeValue<'_> {
     }
 }
 
-/// A shape: an array of non-negative integers.
+/// A shape: an array of non-negative integers. What it gives is where they start in `Directory::dims`.
 struct ShapeValue<'r>(&'r mut Reader);
 
 impl<'de> DeserializeSeed<'de> for ShapeValue<'_> {
-    type Value = Dims;
+    type Value = usize;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Dims, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<usize, D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
 
 impl<'de> Visitor<'de> for ShapeValue<'_> {
-    type Value = Dims;
+    type Value = usize;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a shape: an array of non-negative integers")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Dims, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<usize, A::Error> {
         let dims_start = self.0.directory.dims.len();
         while let Some(dim) = seq.next_element()? {
-            if try_push(&mut self.0.directory.dims, dim).is_err() {
-                return Err(self.0.no_memory());
-            }
+            let pushed = self.0.directory.push_dim(dim);
+            self.0.room(pushed)?;
         }
-        let rank = self.0.directory.dims.len() - dims_start;
-        match (u32::try_from(dims_start), u32::try_from(rank)) {
-            (Ok(start), Ok(rank)) => Ok(Dims { start, rank }),
-            _ => Err(self.0.no_memory()),
-        }
+        Ok(dims_start)
     }
 }
 
@@ -484,8 +465,9 @@ mod tests {
     use super::*;
 
     fn names(text: &str) -> Result<Vec<String>, HeaderError> {
-        let (directory, text) = parse(text)?;
-        Ok(directory.tensors.iter().map(|t| String::from_utf8(t.name.of(&text).to_vec()).unwrap()).collect())
+        let directory = parse(text)?;
+        let name = |i| String::from_utf8(directory.name(i).to_vec()).unwrap();
+        Ok((0..directory.tensors.len()).map(name).collect())
     }
 
     #[test]
@@ -502,9 +484,9 @@ mod tests {
 
     #[test]
     fn parse_ends_each_string_with_a_nul() {
-        let (directory, text) = parse(r#"{"__metadata__":{"k":"v"},"n":["I8",[],[0,1]]}"#).unwrap();
-        assert_eq!(text, b"k\0v\0n\0");
-        assert_eq!(directory.tensors[0].name.of(&text), b"n");
+        let directory = parse(r#"{"__metadata__":{"k":"v"},"n":["I8",[],[0,1]]}"#).unwrap();
+        assert_eq!(directory.text, b"k\0v\0n\0");
+        assert_eq!(directory.name(0), b"n");
     }
 
     #[test]

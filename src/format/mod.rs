@@ -32,7 +32,7 @@ pub use slice::{Run, Runs, Slice, END};
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals {
-    pub use super::directory::Directory;
+    pub use super::directory::{Directory, Span};
     pub use super::json::parse as parse_json;
     pub use super::names::NameTable;
     pub use super::scan::scan;

@@ -1,17 +1,24 @@
 //! Names to indices: a hash index that holds no names itself.
 
+use super::directory::Span;
 use hashbrown::HashTable;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
-/// A hash index over names that live elsewhere: each call is given the way from an index to its name.
+/// A hash index over the strings of a directory's text, which each call is given.
 ///
-/// The hash (SipHash) is keyed by the operating system's randomness per process, so that no file can be made whose names
-/// all collide.
+/// The hash (SipHash) is keyed by the operating system's randomness, so that no file can be made whose names all collide.
 #[derive(Debug)]
 pub struct NameTable {
-    indices: HashTable<u32>,
+    slots: HashTable<Slot>,
     hash: RandomState,
+}
+
+/// A name's index, and where the name starts. With both in the table a look-up touches the table, the text, and nothing else.
+#[derive(Debug)]
+struct Slot {
+    index: u32,
+    start: u32,
 }
 
 /// Why a [`NameTable`] could not be built.
@@ -24,28 +31,28 @@ pub enum NameTableError {
 }
 
 impl NameTable {
-    /// Indexes the names of `0..len`.
-    pub fn new<'n>(len: usize, name_of: impl Fn(usize) -> &'n [u8]) -> Result<NameTable, NameTableError> {
-        let mut table = NameTable { indices: HashTable::new(), hash: RandomState::new() };
-        let rehash = |_: &u32| 0;
-        table.indices.try_reserve(len, rehash).map_err(|_| NameTableError::NoMemory)?;
-        for index in 0..len {
-            let name = name_of(index);
+    /// Indexes `names`, whose spans lie in `text`, in their order.
+    pub fn new(text: &[u8], names: impl ExactSizeIterator<Item = Span>) -> Result<NameTable, NameTableError> {
+        let mut table = NameTable { slots: HashTable::new(), hash: RandomState::new() };
+        // Room for all is made here, so nothing is ever rehashed.
+        let rehash = |_: &Slot| 0;
+        table.slots.try_reserve(names.len(), rehash).map_err(|_| NameTableError::NoMemory)?;
+        for (index, span) in names.enumerate() {
+            let name = span.of(text);
             let hash = table.hash_of(name);
-            if table.indices.find(hash, |other| name_of(*other as usize) == name).is_some() {
+            if table.slots.find(hash, |slot| slot.is(name, text)).is_some() {
                 return Err(NameTableError::Duplicate(index));
             }
             let index = u32::try_from(index).map_err(|_| NameTableError::NoMemory)?;
-            // Room for all was made above: nothing is ever rehashed.
-            table.indices.insert_unique(hash, index, rehash);
+            table.slots.insert_unique(hash, Slot { index, start: span.start }, rehash);
         }
         Ok(table)
     }
 
     /// The index of `name`. Does not allocate.
-    pub fn find<'n>(&self, name: &[u8], name_of: impl Fn(usize) -> &'n [u8]) -> Option<usize> {
-        let found = self.indices.find(self.hash_of(name), |index| name_of(*index as usize) == name);
-        found.map(|index| *index as usize)
+    pub fn find(&self, text: &[u8], name: &[u8]) -> Option<usize> {
+        let slot = self.slots.find(self.hash_of(name), |slot| slot.is(name, text))?;
+        Some(slot.index as usize)
     }
 
     fn hash_of(&self, name: &[u8]) -> u64 {
@@ -55,26 +62,52 @@ impl NameTable {
     }
 }
 
+impl Slot {
+    /// Whether the string at `start` is `name`: it ends at the first NUL, and so has none.
+    fn is(&self, name: &[u8], text: &[u8]) -> bool {
+        let rest = text.get(self.start as usize..).and_then(|rest| rest.strip_prefix(name));
+        rest.is_some_and(|rest| rest.first() == Some(&0)) && !name.contains(&0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::directory::Directory;
     use super::*;
+
+    fn table(names: &[&str]) -> (Directory, Result<NameTable, NameTableError>) {
+        let mut directory = Directory::default();
+        let spans: Vec<Span> = names.iter().map(|name| directory.keep(name.as_bytes()).unwrap()).collect();
+        let table = NameTable::new(&directory.text, spans.into_iter());
+        (directory, table)
+    }
 
     #[test]
     fn find_gives_each_name_its_index() {
         let names: Vec<String> = (0..1000).map(|i| format!("layer.{i}")).collect();
-        let name_of = |i: usize| names[i].as_bytes();
-        let table = NameTable::new(names.len(), name_of).unwrap();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let (directory, table) = table(&names);
+        let table = table.unwrap();
         for (i, name) in names.iter().enumerate() {
-            assert_eq!(table.find(name.as_bytes(), name_of), Some(i));
+            assert_eq!(table.find(&directory.text, name.as_bytes()), Some(i));
         }
-        assert_eq!(table.find(b"layer.1000", name_of), None);
-        assert_eq!(NameTable::new(0, name_of).unwrap().find(b"", name_of), None);
+        for absent in [&b"layer.1000"[..], b"layer.", b"", b"layer.1\0layer.2"] {
+            assert_eq!(table.find(&directory.text, absent), None);
+        }
+    }
+
+    #[test]
+    fn find_among_none_and_the_empty_name() {
+        let (directory, none) = table(&[]);
+        assert_eq!(none.unwrap().find(&directory.text, b""), None);
+        let (directory, empty) = table(&["a", ""]);
+        assert_eq!(empty.unwrap().find(&directory.text, b""), Some(1));
     }
 
     #[test]
     fn new_refuses_a_name_that_occurs_twice() {
-        let names = ["a", "b", "", "a"];
-        let error = NameTable::new(names.len(), |i| names[i].as_bytes()).unwrap_err();
-        assert_eq!(error, NameTableError::Duplicate(3));
+        assert_eq!(table(&["a", "b", "", "a"]).1.unwrap_err(), NameTableError::Duplicate(3));
+        assert_eq!(table(&["", "b", ""]).1.unwrap_err(), NameTableError::Duplicate(2));
+        assert!(table(&["a", "aa", "", "b"]).1.is_ok());
     }
 }

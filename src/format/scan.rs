@@ -7,19 +7,18 @@
 //! errors are worded, and rules decided, in one place only. What it accepts, `json` accepts with the same result: the
 //! fuzz target `header` holds the two together.
 
-use super::directory::{try_push, Directory, Entry, Span};
+use super::directory::{Directory, Span};
 use super::Dtype;
 
 /// A tensor needs about this many bytes of header with names as they are; a first guess of how many there are.
 const TYPICAL_ENTRY_LEN: usize = 112;
 
-/// The directory of `text`, which must be UTF-8; `None` when it is not in the form that writers write.
-///
-/// The spans of the directory lie in `text` itself, each followed by its closing quote.
+/// The directory of `text`, which must be UTF-8; `None` when it is not in the form that writers write, or there is no memory.
 pub fn scan(text: &[u8]) -> Option<Directory> {
-    let mut scanner = Scanner { text, rest: text };
+    let mut scanner = Scanner { rest: text };
     let mut directory = Directory::default();
     let guess = text.len() / TYPICAL_ENTRY_LEN;
+    directory.text.try_reserve(text.len() / 2).ok()?;
     directory.tensors.try_reserve(guess).ok()?;
     directory.dims.try_reserve(guess.checked_mul(2)?).ok()?;
 
@@ -29,12 +28,13 @@ pub fn scan(text: &[u8]) -> Option<Directory> {
         loop {
             let name = scanner.string()?;
             scanner.expect(b":")?;
-            if name.of(text) == b"__metadata__" {
+            if name == b"__metadata__" {
                 if std::mem::replace(&mut metadata_seen, true) {
                     return None;
                 }
                 scanner.metadata(&mut directory)?;
             } else {
+                let name = directory.keep(name).ok()?;
                 scanner.tensor(name, &mut directory)?;
             }
             if !scanner.accept(b",") {
@@ -48,11 +48,10 @@ pub fn scan(text: &[u8]) -> Option<Directory> {
 }
 
 struct Scanner<'a> {
-    text: &'a [u8],
     rest: &'a [u8],
 }
 
-impl Scanner<'_> {
+impl<'a> Scanner<'a> {
     #[inline]
     fn accept(&mut self, token: &[u8]) -> bool {
         match self.rest.strip_prefix(token) {
@@ -69,31 +68,32 @@ impl Scanner<'_> {
         self.accept(token).then_some(())
     }
 
-    fn position(&self) -> usize {
-        self.text.len() - self.rest.len()
-    }
-
-    /// A string without escapes, quotes included; the span leaves them out.
+    /// A string without escapes; what it gives is without the quotes.
     #[inline]
-    fn string(&mut self) -> Option<Span> {
+    fn string(&mut self) -> Option<&'a [u8]> {
         self.expect(b"\"")?;
-        let span = Span::new(self.position(), plain_len(self.rest))?;
-        self.rest = self.rest.get(span.len as usize..)?;
+        let (string, rest) = self.rest.split_at_checked(plain_len(self.rest))?;
+        self.rest = rest;
         self.expect(b"\"")?;
-        Some(span)
+        Some(string)
     }
 
     /// A non-negative integer as JSON spells it: no sign, no leading zero, at most 64 bits.
     #[inline]
     fn integer(&mut self) -> Option<u64> {
-        let (first, mut rest) = self.rest.split_first()?;
-        let mut value = u64::from(first.checked_sub(b'0').filter(|digit| *digit <= 9)?);
+        let mut rest = self.rest;
+        let mut value = 0u64;
+        while let Some(digits) = rest.first_chunk().and_then(|word| eight_digits(u64::from_le_bytes(*word))) {
+            value = value.checked_mul(100_000_000)?.checked_add(digits)?;
+            rest = rest.get(8..)?;
+        }
         while let Some((digit @ b'0'..=b'9', after)) = rest.split_first() {
-            if value == 0 {
-                return None;
-            }
             value = value.checked_mul(10)?.checked_add(u64::from(digit - b'0'))?;
             rest = after;
+        }
+        let len = self.rest.len() - rest.len();
+        if len == 0 || (len > 1 && self.rest.first() == Some(&b'0')) {
+            return None;
         }
         self.rest = rest;
         Some(value)
@@ -102,12 +102,12 @@ impl Scanner<'_> {
     #[inline]
     fn tensor(&mut self, name: Span, directory: &mut Directory) -> Option<()> {
         self.expect(b"{\"dtype\":")?;
-        let dtype = Dtype::from_name(self.string()?.of(self.text))?;
+        let dtype = Dtype::from_name(self.string()?)?;
         self.expect(b",\"shape\":[")?;
         let dims_start = directory.dims.len();
         if !self.accept(b"]") {
             loop {
-                try_push(&mut directory.dims, self.integer()?).ok()?;
+                directory.push_dim(self.integer()?).ok()?;
                 if !self.accept(b",") {
                     break;
                 }
@@ -119,10 +119,7 @@ impl Scanner<'_> {
         self.expect(b",")?;
         let stop = self.integer()?;
         self.expect(b"]}")?;
-
-        let rank = u32::try_from(directory.dims.len() - dims_start).ok()?;
-        let dims_start = u32::try_from(dims_start).ok()?;
-        try_push(&mut directory.tensors, Entry { name, dtype, dims_start, rank, start, stop }).ok()
+        directory.push_tensor(name, dtype, dims_start, (start, stop)).ok()
     }
 
     fn metadata(&mut self, directory: &mut Directory) -> Option<()> {
@@ -131,10 +128,10 @@ impl Scanner<'_> {
             return Some(());
         }
         loop {
-            let key = self.string()?;
+            let key = directory.keep(self.string()?).ok()?;
             self.expect(b":")?;
-            let value = self.string()?;
-            try_push(&mut directory.metadata, (key, value)).ok()?;
+            let value = directory.keep(self.string()?).ok()?;
+            directory.push_metadata(key, value).ok()?;
             if !self.accept(b",") {
                 return self.expect(b"}");
             }
@@ -169,6 +166,24 @@ fn special_bytes(word: u64) -> u64 {
     (less(word, 0x20) | equal(b'"') | equal(b'\\')) & TOPS
 }
 
+/// The number that eight ASCII digits spell, the first of them in the lowest byte of `word`; `None` if one is no digit.
+///
+/// Neighbours are added up pairwise: eight digits to four numbers below 100, to two below 10,000, to one.
+#[inline]
+fn eight_digits(word: u64) -> Option<u64> {
+    const SIXES: u64 = 0x0606_0606_0606_0606;
+    const HIGH: u64 = 0xf0f0_f0f0_f0f0_f0f0;
+    const ZEROS: u64 = 0x3030_3030_3030_3030;
+    // A digit's upper half is 3, and stays 3 when 6 is added to it.
+    if word & HIGH != ZEROS || word.wrapping_add(SIXES) & HIGH != ZEROS {
+        return None;
+    }
+    let ones = word - ZEROS;
+    let pairs = (ones.wrapping_mul(1 + (10 << 8)) >> 8) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs.wrapping_mul(1 + (100 << 16)) >> 16) & 0x0000_ffff_0000_ffff;
+    Some(fours.wrapping_mul(1 + (10_000 << 32)) >> 32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,11 +205,43 @@ mod tests {
 
     #[test]
     fn integer_reads_what_json_allows() {
-        let read = |text: &str| Scanner { text: text.as_bytes(), rest: text.as_bytes() }.integer();
+        let read = |text: &str| Scanner { rest: text.as_bytes() }.integer();
         assert_eq!(read("0,"), Some(0));
+        for number in [7u64, 10, 99_999_999, 100_000_000, 123_456_789, 1_234_567_890_123_456, 12_345_678_901_234_567] {
+            assert_eq!(read(&number.to_string()), Some(number));
+            assert_eq!(read(&format!("{number},12345678")), Some(number));
+        }
         assert_eq!(read("18446744073709551615]"), Some(u64::MAX));
-        for wrong in ["", "18446744073709551616", "00", "01", "-1", "+1", "a", "]"] {
+        for wrong in [
+            "",
+            "18446744073709551616",
+            "99999999999999999999",
+            "00",
+            "01",
+            "012345678",
+            "00000000",
+            "-1",
+            "+1",
+            "a",
+            "]",
+        ] {
             assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn eight_digits_takes_digits_only() {
+        assert_eq!(eight_digits(u64::from_le_bytes(*b"12345678")), Some(12_345_678));
+        assert_eq!(eight_digits(u64::from_le_bytes(*b"00000000")), Some(0));
+        assert_eq!(eight_digits(u64::from_le_bytes(*b"99999999")), Some(99_999_999));
+        for at in 0..8 {
+            for wrong in (0..=255u8).filter(|byte| !byte.is_ascii_digit()) {
+                for fill in [b'0', b'9'] {
+                    let mut digits = [fill; 8];
+                    digits[at] = wrong;
+                    assert_eq!(eight_digits(u64::from_le_bytes(digits)), None, "{wrong:#x} at {at}");
+                }
+            }
         }
     }
 
@@ -203,6 +250,8 @@ mod tests {
         let text = br#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"I8","shape":[],"data_offsets":[24,25]}}  "#;
         let directory = scan(text).unwrap();
         let [a, b] = directory.tensors[..] else { panic!("{directory:?}") };
+        let text = &directory.text;
+        assert_eq!(text, b"format\0pt\0a\0b\0");
         assert_eq!((a.name.of(text), a.dtype, directory.shape(&a)), (&b"a"[..], Dtype::F32, &[2, 3][..]));
         assert_eq!((b.name.of(text), b.dtype, directory.shape(&b)), (&b"b"[..], Dtype::I8, &[][..]));
         assert_eq!((b.start, b.stop), (24, 25));

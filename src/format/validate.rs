@@ -5,29 +5,27 @@ use super::{Dtype, HeaderError};
 use std::fmt::Write;
 
 /// Checks that the tensors of `directory` cover a data section without gap or overlap, each with the size that its dtype and
-/// shape need, and gives the length of that section in bytes. `text` is what the names lie in.
-pub fn validate(directory: &Directory, text: &[u8]) -> Result<u64, HeaderError> {
+/// shape need, and gives the length of that section in bytes.
+pub fn validate(directory: &Directory) -> Result<u64, HeaderError> {
     let tensors = &directory.tensors;
     if tensors.windows(2).all(|pair| matches!(pair, [a, b] if (a.start, a.stop) <= (b.start, b.stop))) {
-        return check_in_order(directory, text, tensors.iter());
+        return check_in_order(directory, tensors.iter());
     }
     // The header may list tensors in any order; the rules are about the order of their bytes.
     let mut by_offset: Vec<&Entry> = Vec::new();
-    by_offset.try_reserve_exact(tensors.len()).map_err(|_| HeaderError::NoMemory { header_len: text.len() })?;
+    by_offset
+        .try_reserve_exact(tensors.len())
+        .map_err(|_| HeaderError::NoMemory { header_len: directory.text.len() })?;
     by_offset.extend(tensors);
     by_offset.sort_unstable_by_key(|entry| (entry.start, entry.stop));
-    check_in_order(directory, text, by_offset.into_iter())
+    check_in_order(directory, by_offset.into_iter())
 }
 
-fn check_in_order<'d>(
-    directory: &Directory,
-    text: &[u8],
-    by_offset: impl Iterator<Item = &'d Entry>,
-) -> Result<u64, HeaderError> {
+fn check_in_order<'d>(directory: &Directory, by_offset: impl Iterator<Item = &'d Entry>) -> Result<u64, HeaderError> {
     let mut expected = 0;
     for entry in by_offset {
         let Entry { dtype, start, stop, .. } = *entry;
-        let tensor = || String::from_utf8_lossy(entry.name.of(text)).into_owned();
+        let tensor = || String::from_utf8_lossy(entry.name.of(&directory.text)).into_owned();
         if stop < start {
             return Err(HeaderError::OffsetsReversed { tensor: tensor(), start, stop });
         }
@@ -81,8 +79,7 @@ mod tests {
     use super::*;
 
     fn verdict(tensors: &str) -> Result<u64, HeaderError> {
-        let (directory, text) = json::parse(tensors).unwrap();
-        validate(&directory, &text)
+        validate(&json::parse(tensors).unwrap())
     }
 
     #[test]
