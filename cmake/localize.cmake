@@ -1,0 +1,21 @@
+# Turns the archive that cargo makes into one whose only global symbols are st_*: links what they need into one object, makes
+# everything else in it local, and archives that.
+
+function(run)
+  execute_process(COMMAND ${ARGV} COMMAND_ERROR_IS_FATAL ANY)
+endfunction()
+
+execute_process(COMMAND ${NM} --defined-only --extern-only --format=posix "${ARCHIVE}"
+  OUTPUT_VARIABLE symbols ERROR_QUIET COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "(^|\n)st_[a-z0-9_]+ T " exported "${symbols}")
+if(NOT exported)
+  message(FATAL_ERROR "${ARCHIVE} defines no st_* function")
+endif()
+list(TRANSFORM exported REPLACE "^\n?(st_[a-z0-9_]+) T $" "--undefined=\\1")
+
+set(object "${OUTPUT}.o")
+run(${LINKER} --relocatable --gc-sections ${exported} -o "${object}" "${ARCHIVE}")
+run(${OBJCOPY} --wildcard "--keep-global-symbol=st_*" --strip-debug "${object}")
+file(REMOVE "${OUTPUT}")
+run(${AR} crs "${OUTPUT}" "${object}")
+file(REMOVE "${object}")
