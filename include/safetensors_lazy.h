@@ -84,6 +84,22 @@ typedef struct DLManagedTensor DLManagedTensor;
 /** The outcome of a call: ST_OK or one of ST_ERR_*. Numbers from 1 to 99 are kept for outcomes that are not errors. */
 typedef int32_t st_status;
 
+/**
+ * Where a failed call leaves the details. It lies in the caller's memory, refers to no other, and needs neither initialising nor
+ * freeing; its size never changes.
+ */
+typedef struct st_error {
+    /** What the call returned. */
+    st_status status;
+    /** errno where the operating system refused; otherwise 0. */
+    int32_t os_error;
+    /**
+     * One line of UTF-8 that names the file, the tensor and the numbers involved. Always NUL-terminated; cut to fit, never
+     * inside a character. Names from the file are quoted, with control characters escaped.
+     */
+    char message[504];
+} st_error;
+
 /** It worked. */
 #define ST_OK 0
 /** An argument is NULL that must not be, or has a value or flag that this library does not know. */

@@ -82,13 +82,17 @@ fn header_has_every_public_item_of_ffi() {
     let header = committed();
     for (file, _) in SECTIONS {
         let source = fs::read_to_string(root().join("src/ffi").join(file).with_extension("rs")).unwrap();
-        for line in source.lines() {
-            for start in
-                ["pub unsafe extern \"C\" fn ", "pub extern \"C\" fn ", "pub const ", "pub struct ", "pub type "]
-            {
+        for line in source.lines().filter(|line| !line.contains("SECTIONS")) {
+            for (start, before, after) in [
+                ("pub unsafe extern \"C\" fn ", "", "("),
+                ("pub extern \"C\" fn ", "", "("),
+                ("pub const ", "#define ", " "),
+                ("pub struct ", "typedef struct ", " "),
+                ("pub type ", "typedef int32_t ", ";"),
+            ] {
                 let Some(rest) = line.strip_prefix(start) else { continue };
                 let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-                assert!(header.contains(&name), "{name} of {file}.rs is not in the header");
+                assert!(header.contains(&format!("{before}{name}{after}")), "{name} of {file}.rs is not in the header");
             }
         }
     }
