@@ -279,7 +279,7 @@ st_status st_dtype_from_name(const char *name, st_dtype *out);
 
 /**
  * Lock the mapping into physical memory. Needs RLIMIT_MEMLOCK, or fails with ST_ERR_IO or ST_ERR_NO_MEMORY; ST_ERR_UNSUPPORTED
- * where there is no mapping.
+ * where there is no mapping. With ST_OPEN_COPY_ON_WRITE every page becomes a private copy.
  */
 #define ST_OPEN_LOCK 4
 
@@ -406,8 +406,11 @@ const char *const *st_keys(const st_checkpoint *checkpoint,
  */
 st_status st_find(const st_checkpoint *checkpoint, const char *name, size_t *index);
 
-/** As st_find, for a name that is not NUL-terminated: name_len bytes from name on. */
-st_status st_find_n(const st_checkpoint *checkpoint, const char *name, size_t name_len, size_t *index);
+/** As st_find, for a name that is not NUL-terminated: name_len bytes from name on, which may be NULL if name_len is 0. */
+st_status st_find_n(const st_checkpoint *checkpoint,
+                    const char *name,
+                    size_t name_len,
+                    size_t *index);
 
 /**
  * Finds all tensors whose names start with prefix, such as "model.layers.3."; "" finds all. No match is ST_OK with *len 0.

@@ -95,7 +95,7 @@ pub unsafe extern "C" fn st_find(
     })
 }
 
-/// As st_find, for a name that is not NUL-terminated: name_len bytes from name on.
+/// As st_find, for a name that is not NUL-terminated: name_len bytes from name on, which may be NULL if name_len is 0.
 #[no_mangle]
 pub unsafe extern "C" fn st_find_n(
     checkpoint: *const st_checkpoint,

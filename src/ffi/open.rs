@@ -35,7 +35,7 @@ pub const ST_OPEN_COPY_ON_WRITE: u32 = 1;
 /// raised as SIGBUS later; without a mapping, start reading ahead into the page cache.
 pub const ST_OPEN_POPULATE: u32 = 2;
 /// Lock the mapping into physical memory. Needs RLIMIT_MEMLOCK, or fails with ST_ERR_IO or ST_ERR_NO_MEMORY; ST_ERR_UNSUPPORTED
-/// where there is no mapping.
+/// where there is no mapping. With ST_OPEN_COPY_ON_WRITE every page becomes a private copy.
 pub const ST_OPEN_LOCK: u32 = 4;
 
 /// How to open a checkpoint. Initialise with ST_OPEN_OPTIONS_INIT.

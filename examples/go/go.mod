@@ -1,0 +1,3 @@
+module example.com/safetensors_lazy
+
+go 1.19

@@ -1,0 +1,33 @@
+"""Lists the tensors of a checkpoint, and reads one of them in place."""
+
+import itertools
+import sys
+
+from safetensors_lazy import Checkpoint, SafetensorsError
+
+
+def main(path):
+    with Checkpoint(path) as model:
+        print(len(model), "tensors in", path)
+        listed = 10
+        for name in itertools.islice(model, listed):
+            tensor = model.tensor(name)
+            print(f"  {tensor.dtype:<4} {str(list(tensor.shape)):<13} {name}")
+        if len(model) > listed:
+            print(f"  ... and {len(model) - listed} more")
+        print(sum(array.nbytes for array in model.values()), "bytes in all")
+
+        for name in model:
+            tensor = model.tensor(name)
+            if tensor.dtype == "F32" and len(tensor.shape) > 0:
+                print(name, "begins with", tensor[:4].numpy())  # only the page that is touched is read
+                break
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python main.py model.safetensors")
+    try:
+        main(sys.argv[1])
+    except SafetensorsError as error:
+        sys.exit(str(error))

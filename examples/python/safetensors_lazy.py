@@ -1,0 +1,326 @@
+"""Opens .safetensors checkpoints and gives their tensors as numpy arrays, without copying them.
+
+    with Checkpoint("model.safetensors") as model:
+        weight = model["lm_head.weight"]  # a read-only array in the file's mapping
+        rows = model.tensor("lm_head.weight")[:100].numpy()  # a slice, also in place
+        other = torch.from_dlpack(model.tensor("lm_head.weight"))
+
+Arrays stay valid when the checkpoint is closed: the file is unmapped when the last of them is gone.
+"""
+
+import collections.abc
+import ctypes
+import functools
+import os
+from ctypes import POINTER, byref, c_char, c_char_p, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+
+import numpy
+
+try:
+    import ml_dtypes
+except ImportError:
+    ml_dtypes = None
+
+# The constants and structs of safetensors_lazy.h.
+
+ST_OK = 0
+ST_ERR_NOT_FOUND = 101
+ST_ERR_UNSUPPORTED = 106
+ST_ERR_IO = 200
+ST_MAX_RANK = 64
+
+
+class _Error(ctypes.Structure):
+    _fields_ = [("status", c_int32), ("os_error", c_int32), ("message", c_char * 504)]
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [
+        ("name", c_char_p),
+        ("name_len", c_size_t),
+        ("dtype", c_int32),
+        ("rank", c_uint32),
+        ("shape", POINTER(c_uint64)),
+        ("nbytes", c_size_t),
+        ("shard", c_size_t),
+        ("file_offset", c_uint64),
+        ("alignment", c_uint64),
+    ]
+
+
+class _Range(ctypes.Structure):
+    _fields_ = [("start", c_uint64), ("stop", c_uint64)]
+
+
+class _View(ctypes.Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("dtype", c_int32),
+        ("rank", c_uint32),
+        ("shape", c_uint64 * ST_MAX_RANK),
+        ("strides", c_int64 * ST_MAX_RANK),
+        ("nbytes", c_size_t),
+        ("contiguous", c_uint64),
+    ]
+
+
+_lib = ctypes.CDLL(os.environ.get("SAFETENSORS_LAZY_LIB", "libsafetensors_lazy.so.1"))
+
+
+def _function(name, result, *arguments):
+    function = getattr(_lib, name)
+    function.restype = result
+    function.argtypes = arguments
+    return function
+
+
+_status_name = _function("st_status_name", c_char_p, c_int32)
+_dtype_name = _function("st_dtype_name", c_char_p, c_int32)
+_dtype_bits = _function("st_dtype_bits", c_uint32, c_int32)
+_open = _function("st_open", c_int32, c_char_p, c_void_p, POINTER(c_void_p), POINTER(_Error))
+_close = _function("st_close", None, c_void_p)
+_len = _function("st_len", c_size_t, c_void_p)
+_keys = _function("st_keys", POINTER(c_char_p), c_void_p, POINTER(c_size_t))
+_find = _function("st_find_n", c_int32, c_void_p, c_char_p, c_size_t, POINTER(c_size_t))
+_tensor_info = _function("st_tensor_info", c_int32, c_void_p, c_size_t, POINTER(_Tensor), POINTER(_Error))
+_slice = (c_void_p, c_size_t, POINTER(_Range), c_size_t)
+_tensor_view = _function("st_tensor_view", c_int32, *_slice, POINTER(_View), POINTER(_Error))
+_tensor_dlpack = _function("st_tensor_dlpack", c_int32, *_slice, POINTER(c_void_p), POINTER(_Error))
+_tensor_dlpack_unversioned = _function(
+    "st_tensor_dlpack_unversioned", c_int32, *_slice, POINTER(c_void_p), POINTER(_Error)
+)
+
+
+class SafetensorsError(Exception):
+    """What the library reports. Where the operating system refused it is an OSError as well (FileNotFoundError,
+    PermissionError, ...), for an absent tensor a KeyError, and for what numpy or DLPack cannot express a BufferError.
+
+    status: the number of one of ST_ERR_*. name: its name. errno: that of the operating system, or None.
+    """
+
+    def __init__(self, status, errno, message):
+        super().__init__(message)
+        self.status = status
+        self.name = _status_name(status).decode()
+        self.errno = errno or None
+        self.message = message
+
+    def __str__(self):
+        return self.message
+
+
+@functools.cache
+def _error_class(status, errno):
+    if status == ST_ERR_IO:
+        base = type(OSError(errno, ""))  # Python knows which of its exceptions an errno is
+    elif status == ST_ERR_NOT_FOUND:
+        base = KeyError
+    elif status == ST_ERR_UNSUPPORTED:
+        base = BufferError
+    else:
+        return SafetensorsError
+    return type(f"Safetensors{base.__name__}", (SafetensorsError, base), {})
+
+
+def _failure(status, errno, message):
+    return _error_class(status, errno)(status, errno, message)
+
+
+def _check(status, error):
+    if status != ST_OK:
+        raise _failure(status, error.os_error, error.message.decode())
+
+
+class _Handle:
+    """An open checkpoint. Python counts who needs it: Checkpoint, tensors, and through these the arrays."""
+
+    def __init__(self, pointer):
+        self._as_parameter_ = pointer  # ctypes passes this
+
+    def __del__(self, close=_close):  # bound here, since globals may be gone when the interpreter ends
+        close(self._as_parameter_)
+
+
+class Checkpoint(collections.abc.Mapping):
+    """An open checkpoint: a mapping from names to numpy arrays, in the order of the file's header."""
+
+    def __init__(self, path):
+        path = os.fsencode(path)
+        if b"\0" in path:
+            raise ValueError("embedded null byte")
+        pointer, error = c_void_p(), _Error()
+        _check(_open(path, None, byref(pointer), byref(error)), error)
+        self._handle = _Handle(pointer)
+
+    def close(self):
+        """Gives up the file. Arrays and tensors that came from here keep it open as long as they live."""
+        self._handle = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _open_handle(self):
+        handle = self._handle
+        if handle is None:
+            raise ValueError("the checkpoint is closed")
+        return handle
+
+    def _index(self, name):
+        encoded, index = name.encode("utf-8", "surrogatepass"), c_size_t()
+        found = _find(self._open_handle(), encoded, len(encoded), byref(index)) == ST_OK
+        return index.value if found else None
+
+    def __len__(self):
+        return _len(self._open_handle())
+
+    def __iter__(self):
+        handle = self._open_handle()
+        names = _keys(handle, None)
+        return iter([names[i].decode() for i in range(_len(handle))])
+
+    def __contains__(self, name):
+        return isinstance(name, str) and self._index(name) is not None
+
+    def __getitem__(self, name):
+        return self.tensor(name).numpy()
+
+    def __repr__(self):
+        return "<Checkpoint, closed>" if self._handle is None else f"<Checkpoint of {len(self)} tensors>"
+
+    def tensor(self, name):
+        """Finds a tensor, to slice it or to hand it to another library."""
+        index = self._index(name)
+        if index is None:
+            raise _failure(ST_ERR_NOT_FOUND, 0, f"there is no tensor {name!r}")
+        handle, info, error = self._open_handle(), _Tensor(), _Error()
+        _check(_tensor_info(handle, index, byref(info), byref(error)), error)
+        ranges = tuple((0, info.shape[i]) for i in range(info.rank))
+        return Tensor(handle, index, name, info.dtype, ranges)
+
+
+# Tensors of other types are arrays of unsigned integers of their size, which hold their bits.
+_NUMPY = {
+    "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
+    "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
+}  # fmt: skip
+# What ml_dtypes calls them, where that is installed.
+_ML_DTYPES = {
+    "BF16": "bfloat16",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+
+
+class Tensor:
+    """A tensor, or a slice of one, in place. Numpy and every library that speaks DLPack take it without a copy:
+    numpy.asarray(tensor), numpy.from_dlpack(tensor), torch.from_dlpack(tensor)."""
+
+    def __init__(self, handle, index, name, dtype, ranges):
+        self._handle = handle
+        self._index = index
+        self._dtype = dtype
+        self._ranges = ranges
+        self._capsule = None
+        self.name = name
+
+    @property
+    def dtype(self):
+        """The type of the elements as the file spells it: "F32", "BF16", ..."""
+        return _dtype_name(self._dtype).decode()
+
+    @property
+    def shape(self):
+        return tuple(stop - start for start, stop in self._ranges)
+
+    def __repr__(self):
+        return f"<Tensor {self.name}: {self.dtype} {list(self.shape)}>"
+
+    def __getitem__(self, slices):
+        """tensor[1:3, :, 10:]: one slice per dimension, from the first; those that are left out are taken whole."""
+        slices = slices if isinstance(slices, tuple) else (slices,)
+        if len(slices) > len(self._ranges):
+            raise IndexError(f"{len(slices)} slices for {len(self._ranges)} dimensions")
+        ranges = list(self._ranges)
+        for i, (wanted, (first, last)) in enumerate(zip(slices, ranges)):
+            if not isinstance(wanted, slice) or wanted.step not in (None, 1):
+                raise TypeError("a tensor takes slices without steps; for anything else, index its numpy array")
+            start, stop, _ = wanted.indices(last - first)
+            ranges[i] = (first + start, first + max(start, stop))
+        return Tensor(self._handle, self._index, self.name, self._dtype, tuple(ranges))
+
+    def numpy(self):
+        """A read-only array. BF16 and F8 have the types of ml_dtypes where that is installed."""
+        array = numpy.asarray(self)
+        special = getattr(ml_dtypes, _ML_DTYPES.get(self.dtype, ""), None)
+        return array if special is None else array.view(special)
+
+    def _call(self, function, out):
+        ranges, error = (_Range * len(self._ranges))(*self._ranges), _Error()
+        _check(function(self._handle, self._index, ranges, len(ranges), byref(out), byref(error)), error)
+        return out
+
+    @property
+    def __array_interface__(self):
+        # Numpy keeps the object that this came from as the base of its array: this tensor, and so the handle.
+        view = self._call(_tensor_view, _View())
+        nbytes = _dtype_bits(self._dtype) // 8
+        if nbytes > 0:
+            typestr = _NUMPY.get(self.dtype, f"<u{nbytes}")
+            shape = view.shape[: view.rank]
+            strides = tuple(stride * nbytes for stride in view.strides[: view.rank])
+        elif view.contiguous:
+            typestr, shape, strides = "|u1", (view.nbytes,), None
+        else:
+            raise BufferError(f"a slice of {self.dtype} with gaps is no numpy array")
+        return {"version": 3, "data": (view.data, True), "typestr": typestr, "shape": tuple(shape), "strides": strides}
+
+    def __dlpack_device__(self):
+        return _CPU
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        if stream is not None or dl_device not in (None, _CPU) or copy:
+            raise BufferError("only in place, in the memory of the CPU")
+        if max_version is None or max_version[0] < 1:
+            managed = self._call(_tensor_dlpack_unversioned, c_void_p())
+            name = b"dltensor"
+        else:
+            managed = self._call(_tensor_dlpack, c_void_p())
+            name = b"dltensor_versioned"
+        capsule = _capsule_new(managed, name, _free_capsule)
+        # A consumer that refuses the capsule drops it with its exception on the way, when no Python code can run, not
+        # even _free_capsule. So that is not the last reference.
+        self._capsule = capsule
+        return capsule
+
+    def __del__(self):
+        self._capsule = None  # here, where Python has put any exception aside
+
+
+# DLPack: https://dmlc.github.io/dlpack/latest/python_spec.html
+
+_CPU = (1, 0)
+
+_Deleter = ctypes.CFUNCTYPE(None, c_void_p)
+# Where DLManagedTensor and DLManagedTensorVersioned have theirs, by the name of the capsule that holds one.
+_DELETERS = {b"dltensor": 56, b"dltensor_versioned": 16}
+
+_Destructor = ctypes.PYFUNCTYPE(None, c_void_p)
+_capsule_new = ctypes.PYFUNCTYPE(ctypes.py_object, c_void_p, c_char_p, _Destructor)(("PyCapsule_New", ctypes.pythonapi))
+# A capsule that is being destroyed must not be referenced again: here it is only an address.
+_capsule_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, c_void_p, c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
+_capsule_pointer = ctypes.PYFUNCTYPE(c_void_p, c_void_p, c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+
+
+@_Destructor
+def _free_capsule(capsule):
+    # A consumer renames the capsule and calls the deleter in its own time. This one found no consumer.
+    for name, offset in _DELETERS.items():
+        if _capsule_is_valid(capsule, name):
+            managed = _capsule_pointer(capsule, name)
+            _Deleter.from_address(managed + offset)(managed)

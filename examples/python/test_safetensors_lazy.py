@@ -1,0 +1,308 @@
+"""python -m unittest. Set MODEL to the path of a .safetensors file to compare that too."""
+
+import errno
+import gc
+import json
+import os
+import struct
+import tempfile
+import threading
+import unittest
+
+import numpy
+
+import safetensors_lazy
+from safetensors_lazy import Checkpoint, SafetensorsError
+
+DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "U8": "u1", "BOOL": "?"}
+NAMES = {numpy.dtype(code): name for name, code in DTYPES.items()}
+
+
+def read_with_struct_and_json(path):
+    """The whole format in a few lines, to compare with."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header, data = json.loads(file.read(length)), file.read()
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        tensors[name] = numpy.frombuffer(data[start:stop], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
+
+
+def is_mapped(path):
+    with open("/proc/self/maps") as maps:
+        return path in maps.read()
+
+
+class Test(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = os.path.join(directory.name, "model.safetensors")
+
+    def write_raw(self, entries, data, padding=0):
+        header = json.dumps(entries, ensure_ascii=False).encode()
+        header += b" " * (-len(header) % 8 + padding)
+        with open(self.path, "wb") as file:
+            file.write(struct.pack("<Q", len(header)) + header + data)
+
+    def write(self, padding=0, **tensors):
+        entries, data = {}, b""
+        for name, array in tensors.items():
+            span = [len(data), len(data) + array.nbytes]
+            entries[name] = {"dtype": NAMES[array.dtype], "shape": array.shape, "data_offsets": span}
+            data += array.tobytes()
+        self.write_raw(entries, data, padding)
+
+    def write_sample(self, padding=0):
+        self.matrix = numpy.arange(60, dtype="f4").reshape(3, 4, 5)
+        self.write(
+            padding,
+            matrix=self.matrix,
+            scalar=numpy.array(0.5),
+            empty=numpy.zeros((0, 7), "f2"),
+            größe=numpy.array([-1, 2**40]),
+            flags=numpy.array([True, False]),
+        )
+
+    def assert_same(self, model, expected):
+        self.assertEqual(list(model), list(expected))
+        for name, array in expected.items():
+            self.assertEqual(model[name].dtype, array.dtype)
+            self.assertEqual(model[name].shape, array.shape)
+            self.assertTrue(numpy.array_equal(model[name], array, equal_nan=array.dtype.kind == "f"), name)
+
+
+class Mapping(Test):
+    def test_names(self):
+        self.write_sample()
+        with Checkpoint(self.path) as model:
+            self.assertEqual(list(model), ["matrix", "scalar", "empty", "größe", "flags"])
+            self.assertEqual(len(model), 5)
+            self.assertIn("größe", model)
+            for absent in "absent", "matri", "matrix\0", "", "\ud800":
+                self.assertNotIn(absent, model)
+            self.assertIsNone(model.get("absent"))
+            self.assertEqual(repr(model), "<Checkpoint of 5 tensors>")
+            self.assertEqual(repr(model.tensor("matrix")), "<Tensor matrix: F32 [3, 4, 5]>")
+
+    def test_values(self):
+        for padding in range(8):  # whatever the header's length makes of the alignment
+            with self.subTest(padding=padding):
+                self.write_sample(padding)
+                with Checkpoint(self.path) as model:
+                    self.assert_same(model, read_with_struct_and_json(self.path))
+
+    @unittest.skipUnless("MODEL" in os.environ, "MODEL is not set")
+    def test_values_of_a_model(self):
+        with Checkpoint(os.environ["MODEL"]) as model:
+            self.assert_same(model, read_with_struct_and_json(os.environ["MODEL"]))
+
+    def test_closed(self):
+        self.write_sample()
+        model = Checkpoint(self.path)
+        model.close()
+        model.close()
+        for use in lambda: len(model), lambda: list(model), lambda: model["matrix"], lambda: "matrix" in model:
+            self.assertRaises(ValueError, use)
+        self.assertEqual(repr(model), "<Checkpoint, closed>")
+
+
+class Arrays(Test):
+    def test_read_only_and_in_place(self):
+        self.write_sample()
+        with Checkpoint(self.path) as model:
+            array = model["matrix"]
+            self.assertFalse(array.flags.writeable)
+            self.assertFalse(array.flags.owndata)
+            self.assertRaises(ValueError, array.setflags, write=True)
+            self.assertEqual(array.ctypes.data, model["matrix"].ctypes.data)
+
+    def test_slices(self):
+        self.write_sample()
+        with Checkpoint(self.path) as model:
+            tensor, whole = model.tensor("matrix"), model["matrix"]
+            for slices in numpy.s_[1:3], numpy.s_[1:3, :], numpy.s_[:, 1:2, 3:], numpy.s_[-1:, ::1, :-2], ():
+                part = tensor[slices].numpy()
+                self.assertTrue(numpy.array_equal(part, self.matrix[slices]), slices)
+                self.assertEqual(part.strides, whole[slices].strides)
+                self.assertEqual(part.ctypes.data, whole[slices].ctypes.data)
+                self.assertFalse(part.flags.writeable)
+            self.assertEqual(tensor[2:1, 7:].shape, (0, 0, 5))
+            self.assertEqual(tensor[2:1].numpy().size, 0)
+            self.assertTrue(numpy.array_equal(tensor[1:, 1:][1:, 1:3].numpy(), self.matrix[1:, 1:][1:, 1:3]))
+            self.assertRaises(IndexError, lambda: tensor[:, :, :, :])
+            self.assertRaises(TypeError, lambda: tensor[0])
+            self.assertRaises(TypeError, lambda: tensor[::2])
+
+    def test_array_keeps_the_file(self):
+        self.write_sample()
+        with Checkpoint(self.path) as model:
+            array = model["matrix"][1:, ::2].T
+        del model
+        gc.collect()
+        self.assertTrue(is_mapped(self.path))
+        self.assertTrue(numpy.array_equal(array, self.matrix[1:, ::2].T))
+        del array
+        self.assertFalse(is_mapped(self.path))
+
+    def test_small_floats(self):
+        entries = {
+            "bf16": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]},
+            "f8": {"dtype": "F8_E4M3", "shape": [1, 1], "data_offsets": [4, 5]},
+            "f4": {"dtype": "F4", "shape": [2, 4], "data_offsets": [5, 9]},
+        }
+        self.write_raw(entries, bytes.fromhex("803f0040 38 12345678"))
+        with Checkpoint(self.path) as model:
+            self.assertEqual(model["bf16"].view("u2").tolist(), [0x3F80, 0x4000])
+            self.assertEqual(model["f8"].view("u1").tolist(), [[0x38]])
+            self.assertEqual(model["f4"].tolist(), [0x12, 0x34, 0x56, 0x78])
+            self.assertEqual(model.tensor("f4")[1:].numpy().tolist(), [0x56, 0x78])
+            self.assertRaises(BufferError, model.tensor("f4")[:, 2:].numpy)
+            with self.assertRaises(SafetensorsError) as caught:
+                model.tensor("f4")[:, 1:].numpy()
+            self.assertEqual(caught.exception.name, "ST_ERR_MISALIGNED")
+            if safetensors_lazy.ml_dtypes is not None:
+                self.assertEqual(model["bf16"].astype("f4").tolist(), [1, 2])
+                self.assertEqual(model["f8"].astype("f4").tolist(), [[1]])
+
+
+class Versioned:
+    """Hides that numpy knows versions, as older consumers do not."""
+
+    def __init__(self, tensor, max_version):
+        self.tensor, self.max_version = tensor, max_version
+
+    def __dlpack_device__(self):
+        return self.tensor.__dlpack_device__()
+
+    def __dlpack__(self, **_):
+        return self.tensor.__dlpack__(max_version=self.max_version)
+
+
+class DLPack(Test):
+    def test_strided_slice(self):
+        self.write_sample()
+        with Checkpoint(self.path) as model:
+            tensor = model.tensor("matrix")[1:, 1:3, 2:]
+            for exporter in tensor, Versioned(tensor, None), Versioned(tensor, (0, 8)), Versioned(tensor, (1, 0)):
+                array = numpy.from_dlpack(exporter)
+                self.assertTrue(numpy.array_equal(array, self.matrix[1:, 1:3, 2:]))
+                self.assertEqual(array.strides, (80, 20, 4))
+                self.assertEqual(array.ctypes.data, tensor.numpy().ctypes.data)
+                self.assertFalse(array.flags.writeable)
+
+    def test_outlives_the_checkpoint_and_is_freed_by_another_thread(self):
+        self.write_sample()
+        with Checkpoint(self.path) as model:
+            arrays = [numpy.from_dlpack(model.tensor("matrix")[1:])]
+        del model
+        gc.collect()
+        self.assertTrue(is_mapped(self.path))
+        self.assertTrue(numpy.array_equal(arrays[0], self.matrix[1:]))
+        thread = threading.Thread(target=arrays.clear)
+        thread.start()
+        thread.join()
+        self.assertFalse(is_mapped(self.path))
+
+    def test_capsule_that_nobody_takes(self):
+        self.write_sample()
+        for version in None, (1, 0):
+            model = Checkpoint(self.path)
+            capsule = model.tensor("matrix").__dlpack__(max_version=version)
+            self.assertIn('"dltensor"' if version is None else '"dltensor_versioned"', repr(capsule))
+            model.close()
+            self.assertTrue(is_mapped(self.path))
+            del capsule
+            self.assertFalse(is_mapped(self.path))
+
+    def test_capsule_that_the_consumer_refuses(self):
+        self.write_raw({"bf16": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}, b"1234")
+        with Checkpoint(self.path) as model:
+            with self.assertRaisesRegex((BufferError, RuntimeError), "dtype"):
+                numpy.from_dlpack(model.tensor("bf16"))
+        self.assertFalse(is_mapped(self.path))
+
+    def test_what_cannot_be_had(self):
+        self.write_sample()
+        with Checkpoint(self.path) as model:
+            tensor = model.tensor("matrix")
+            for wish in {"copy": True}, {"dl_device": (2, 0)}, {"stream": 1}:
+                self.assertRaises(BufferError, tensor.__dlpack__, **wish)
+            numpy.from_dlpack(tensor, copy=False, device="cpu")
+        self.write_raw({"f8": {"dtype": "F8_E5M2", "shape": [1], "data_offsets": [0, 1]}}, b"1")
+        with Checkpoint(self.path) as model, self.assertRaises(BufferError) as caught:
+            model.tensor("f8").__dlpack__()
+        self.assertEqual(caught.exception.name, "ST_ERR_UNSUPPORTED")
+
+
+class Errors(Test):
+    def test_missing_file(self):
+        with self.assertRaises(FileNotFoundError) as caught:
+            Checkpoint(self.path)
+        error = caught.exception
+        self.assertIsInstance(error, SafetensorsError)
+        self.assertEqual((error.status, error.name, error.errno), (200, "ST_ERR_IO", errno.ENOENT))
+        self.assertIn("model.safetensors", str(error))
+
+    def test_missing_tensor(self):
+        self.write_sample()
+        with Checkpoint(self.path) as model, self.assertRaises(KeyError) as caught:
+            model["absent"]
+        self.assertIsInstance(caught.exception, SafetensorsError)
+        self.assertEqual(str(caught.exception), "there is no tensor 'absent'")
+
+    def test_bad_files(self):
+        self.write_sample()
+        with open(self.path, "rb") as file:
+            good = file.read()
+        for content, name in (
+            (b"", "ST_ERR_HEADER_TOO_SMALL"),
+            (good[:100], "ST_ERR_HEADER_LENGTH"),
+            (good[:-1], "ST_ERR_TRUNCATED"),
+            (good + b"\0", "ST_ERR_TRAILING_BYTES"),
+            (good.replace(b'"F32"', b'"F3x"'), "ST_ERR_HEADER_DTYPE"),
+        ):
+            with open(self.path, "wb") as file:
+                file.write(content)
+            with self.assertRaises(SafetensorsError) as caught:
+                Checkpoint(self.path)
+            self.assertEqual(caught.exception.name, name)
+            self.assertIsNone(caught.exception.errno)
+            self.assertNotIsInstance(caught.exception, (OSError, KeyError))
+
+    def test_paths(self):
+        self.write_sample()
+        Checkpoint(os.fsencode(self.path)).close()
+        self.assertRaises(ValueError, Checkpoint, "a\0b")
+        with self.assertRaises(SafetensorsError) as caught:
+            Checkpoint(os.path.dirname(self.path))
+        self.assertEqual(caught.exception.name, "ST_ERR_NOT_A_FILE")
+
+
+class Threads(Test):
+    def test_many_threads(self):
+        self.write_sample(padding=1)  # misaligned, so that the threads also race for copies
+        wrong = []
+
+        def work():
+            for _ in range(200):
+                for name, array in model.items():
+                    if not numpy.array_equal(array, expected[name]):
+                        wrong.append(name)
+                numpy.from_dlpack(model.tensor("matrix")[1:])
+
+        expected = read_with_struct_and_json(self.path)
+        with Checkpoint(self.path) as model:
+            threads = [threading.Thread(target=work) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        self.assertEqual(wrong, [])
+
+
+if __name__ == "__main__":
+    unittest.main()
