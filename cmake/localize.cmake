@@ -15,7 +15,9 @@ list(TRANSFORM exported REPLACE "^\n?(st_[a-z0-9_]+) T $" "--undefined=\\1")
 
 set(object "${OUTPUT}.o")
 run(${LINKER} --relocatable --gc-sections ${exported} -o "${object}" "${ARCHIVE}")
-run(${OBJCOPY} --wildcard "--keep-global-symbol=st_*" --strip-debug "${object}")
+# Rust's own libraries carry LLVM bitcode besides their machine code, which some versions of ar stumble over.
+run(${OBJCOPY} --wildcard "--keep-global-symbol=st_*" --strip-debug --remove-section=.llvmbc --remove-section=.llvmcmd
+  "${object}")
 file(REMOVE "${OUTPUT}")
 run(${AR} crs "${OUTPUT}" "${object}")
 file(REMOVE "${object}")

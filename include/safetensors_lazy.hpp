@@ -30,6 +30,9 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+#if __cplusplus >= 202002L && __has_include(<ranges>)
+#include <ranges>
+#endif
 
 namespace safetensors_lazy {
 
@@ -61,8 +64,18 @@ inline void check(st_status status, const st_error &err) {
         throw Error(status, err.message, err.os_error);
 }
 
+// A name from a file, for a message of one line: control characters are escaped.
 inline std::string quoted(std::string_view name) {
-    return '"' + std::string(name) + '"';
+    const char *digits = "0123456789abcdef";
+    std::string text = "\"";
+    for (char c : name) {
+        const auto byte = static_cast<unsigned char>(c);
+        if (byte < 0x20 || byte == 0x7f)
+            text += std::string("\\x") + digits[byte >> 4] + digits[byte & 15];
+        else
+            text += c;
+    }
+    return text + '"';
 }
 
 } // namespace detail
@@ -462,5 +475,10 @@ private:
 };
 
 } // namespace safetensors_lazy
+
+#ifdef __cpp_lib_ranges
+// A Span does not own its elements, so that a std::span may be made of one that is about to go.
+template <class T> inline constexpr bool std::ranges::enable_borrowed_range<safetensors_lazy::Span<T>> = true;
+#endif
 
 #endif // SAFETENSORS_LAZY_HPP

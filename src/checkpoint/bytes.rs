@@ -169,6 +169,11 @@ impl Checkpoint {
         self.slice_error(tensor, SliceError::TooManyRanges { ranges, rank: tensor.shape().len() })
     }
 
+    /// The error of having no memory for the numbers of each dimension of a tensor.
+    pub(crate) fn no_memory_for(&self, tensor: &Tensor<'_>) -> Error {
+        self.slice_error(tensor, SliceError::NoMemory { rank: tensor.shape().len() })
+    }
+
     fn slice(&self, tensor: &Tensor<'_>, ranges: &[Range<u64>]) -> Result<Slice, Error> {
         Slice::new(tensor.dtype(), tensor.shape(), ranges).map_err(|source| self.slice_error(tensor, source))
     }

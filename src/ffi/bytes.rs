@@ -229,7 +229,10 @@ unsafe fn copy_ranges(
     }
     // SAFETY: not NULL; the rest is the caller's promise.
     let ranges = unsafe { array(ranges, len, "ranges") }?;
-    Ok(ranges.iter().map(|range| range.start..range.stop).collect())
+    let mut copied = Vec::new();
+    copied.try_reserve_exact(len).map_err(|_| checkpoint.no_memory_for(&tensor))?;
+    copied.extend(ranges.iter().map(|range| range.start..range.stop));
+    Ok(copied)
 }
 
 impl From<&View<'_>> for st_view {

@@ -119,13 +119,15 @@ fn prepare(
     };
     let rank = view.shape().len();
     let ndim = i32::try_from(rank).map_err(too_large)?;
-    let mut dims = Vec::with_capacity(2 * rank.max(1));
+    let mut dims: Vec<i64> = Vec::new();
+    let len = rank.max(1).saturating_mul(2);
+    dims.try_reserve_exact(len).map_err(|_| checkpoint.no_memory_for(&tensor))?;
     for len in view.shape() {
         dims.push(i64::try_from(*len).map_err(too_large)?);
     }
     // Beyond 63 bits only where there are no elements to stride over.
     dims.extend(view.strides().iter().map(|stride| i64::try_from(*stride).unwrap_or(0)));
-    dims.resize(2 * rank.max(1), 0);
+    dims.resize(len, 0);
     let data = if view.nbytes() == 0 { null_mut() } else { view.as_mut_ptr().cast() };
     let dtype = DLDataType { code: code_of(view.dtype()), bits: view.dtype().bits() as u8, lanes: 1 };
 

@@ -195,6 +195,7 @@ fn status_of(error: &Error) -> st_status {
             SliceError::TooManyRanges { .. } | SliceError::OutOfRange { .. } => ST_ERR_OUT_OF_RANGE,
             SliceError::PartialByte { .. } => ST_ERR_MISALIGNED,
             SliceError::Overflow => ST_ERR_TENSOR_OVERFLOW,
+            SliceError::NoMemory { .. } => ST_ERR_NO_MEMORY,
         },
         Error::NoSuchTensor { .. } => ST_ERR_OUT_OF_RANGE,
         Error::BufferTooSmall { .. } => ST_ERR_BUFFER_TOO_SMALL,

@@ -245,6 +245,11 @@ pub enum SliceError {
     },
     /// The size of the tensor is not a 64-bit number of bits. (No tensor of an open checkpoint is that large.)
     Overflow,
+    /// There was no memory for the numbers of each dimension.
+    NoMemory {
+        /// The tensor's dimensions.
+        rank: usize,
+    },
 }
 
 impl Display for SliceError {
@@ -260,6 +265,7 @@ impl Display for SliceError {
                 write!(f, "the slice cuts {dtype} elements inside a byte; it must start and end on byte boundaries")
             }
             SliceError::Overflow => f.write_str("the size of the tensor is beyond 64 bits"),
+            SliceError::NoMemory { rank } => write!(f, "no memory for a slice of {rank} dimensions"),
         }
     }
 }

@@ -271,9 +271,9 @@ impl<'de> Visitor<'de> for Tensor<'_> {
         let dtype = seq.next_element_seed(DtypeValue(self.reader))?;
         let dims = seq.next_element_seed(ShapeValue(self.reader))?;
         let offsets = seq.next_element_seed(OffsetsValue)?;
-        match (dtype, dims, offsets) {
-            (Some(dtype), Some(dims), Some(offsets)) => self.finish(dtype, dims, offsets),
-            _ => Err(self.reader.wrong_structure("as an array it needs dtype, shape and data_offsets")),
+        match (dtype, dims, offsets, seq.next_element::<IgnoredAny>()?) {
+            (Some(dtype), Some(dims), Some(offsets), None) => self.finish(dtype, dims, offsets),
+            _ => Err(self.reader.wrong_structure("as an array it needs just dtype, shape and data_offsets")),
         }
     }
 }
@@ -397,9 +397,10 @@ impl<'de> Visitor<'de> for OffsetsValue {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(u64, u64), A::Error> {
-        match (seq.next_element()?, seq.next_element()?) {
-            (Some(start), Some(stop)) => Ok((start, stop)),
-            (first, _) => Err(A::Error::invalid_length(usize::from(first.is_some()), &self)),
+        match (seq.next_element()?, seq.next_element()?, seq.next_element::<IgnoredAny>()?) {
+            (Some(start), Some(stop), None) => Ok((start, stop)),
+            (Some(_), Some(_), Some(_)) => Err(A::Error::custom("data_offsets has more than two numbers")),
+            (first, ..) => Err(A::Error::invalid_length(usize::from(first.is_some()), &self)),
         }
     }
 }

@@ -24,7 +24,7 @@ pub struct Slice {
     nbits: u64,
     /// Bits of one run.
     run: u64,
-    /// The dimensions that are walked, outermost first.
+    /// The dimensions that are walked, outermost first: at most 63, since each has two elements or more.
     walked: Vec<Walked>,
 }
 
@@ -75,14 +75,14 @@ impl Slice {
         }
         let mut slice = Slice {
             dtype,
-            shape: Vec::with_capacity(shape.len()),
-            strides: strides_of(shape),
+            shape: room(shape.len())?,
+            strides: strides_of(shape)?,
             start: 0,
             nbits: 0,
             run: 0,
             walked: Vec::new(),
         };
-        let mut starts = Vec::with_capacity(shape.len());
+        let mut starts = room(shape.len())?;
         for (dimension, len) in shape.iter().copied().enumerate() {
             let Range { start, end } = ranges.get(dimension).cloned().unwrap_or(0..END);
             let stop = if end == END { len } else { end };
@@ -165,8 +165,8 @@ impl Slice {
 }
 
 /// The number of elements from one index to the next, per dimension, in row-major order.
-fn strides_of(shape: &[u64]) -> Vec<u64> {
-    let mut strides = Vec::with_capacity(shape.len());
+fn strides_of(shape: &[u64]) -> Result<Vec<u64>, SliceError> {
+    let mut strides = room(shape.len())?;
     let mut stride = 1u64;
     for len in shape.iter().rev() {
         strides.push(stride);
@@ -174,7 +174,14 @@ fn strides_of(shape: &[u64]) -> Vec<u64> {
         stride = stride.checked_mul(*len).unwrap_or(0);
     }
     strides.reverse();
-    strides
+    Ok(strides)
+}
+
+/// Room for a number per dimension, of which a stranger's tensor may have millions.
+fn room(rank: usize) -> Result<Vec<u64>, SliceError> {
+    let mut numbers = Vec::new();
+    numbers.try_reserve_exact(rank).map_err(|_| SliceError::NoMemory { rank })?;
+    Ok(numbers)
 }
 
 /// The runs of a [`Slice`]. Made by [`Slice::runs`].
