@@ -1,3 +1,15 @@
 //! Integration tests in Rust. Those of the C API itself are in `tests/c` and `tests/cpp`, run by ctest.
 
+mod c_api;
+mod conformance;
+mod differential;
+mod fuzz_corpus;
 mod header;
+mod mutation;
+mod properties;
+mod random;
+mod real_files;
+mod reference;
+mod resident;
+mod sample;
+mod storage;

@@ -1,0 +1,270 @@
+/*
+ * System calls that fail, each in turn. This program defines the calls itself, and the dynamic linker gives its definitions to the
+ * shared library: so it must be linked to that one, with its symbols exported.
+ */
+#define _GNU_SOURCE
+
+#include "fixture.h"
+#include "test.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+/* What the next calls do. All zero: what the system does. */
+static struct faults {
+    int pread_calls;       /* counted here */
+    int pread_fails_at;    /* this call, counted from 1, fails with EIO */
+    int pread_interrupted; /* so many calls are interrupted before one gets through, again and again */
+    size_t pread_at_most;  /* a call gives no more bytes than this */
+    int pread_ends_at;     /* from this call on the file is at its end */
+    bool mmap_not_shared, mmap_not_private, mmap_not_anonymous;
+    bool populate_unknown; /* as in Linux before 5.14 */
+    long file_system;      /* f_type that fstatfs gives */
+    int mapped;            /* files mapped, counted here */
+} faults;
+
+static int interruptions;
+
+/* The system's own definition of a call. */
+static void *real(const char *name) {
+    void *function = dlsym(RTLD_NEXT, name);
+    CHECK(function);
+    return function;
+}
+
+ssize_t pread64(int fd, void *dst, size_t len, off64_t offset) {
+    ssize_t (*next)(int, void *, size_t, off64_t);
+    *(void **)&next = real("pread64");
+    if (interruptions < faults.pread_interrupted) {
+        interruptions++;
+        errno = EINTR;
+        return -1;
+    }
+    interruptions = 0;
+    faults.pread_calls++;
+    if (faults.pread_calls == faults.pread_fails_at) {
+        errno = EIO;
+        return -1;
+    }
+    if (faults.pread_ends_at && faults.pread_calls >= faults.pread_ends_at)
+        return 0;
+    return next(fd, dst, faults.pread_at_most && faults.pread_at_most < len ? faults.pread_at_most : len, offset);
+}
+
+void *mmap64(void *address, size_t len, int protection, int flags, int fd, off64_t offset) {
+    void *(*next)(void *, size_t, int, int, int, off64_t);
+    *(void **)&next = real("mmap64");
+    bool anonymous = flags & MAP_ANONYMOUS, shared = (flags & MAP_TYPE) == MAP_SHARED;
+    if (anonymous ? faults.mmap_not_anonymous : shared ? faults.mmap_not_shared : faults.mmap_not_private) {
+        errno = anonymous ? ENOMEM : ENODEV;
+        return MAP_FAILED;
+    }
+    faults.mapped += !anonymous;
+    return next(address, len, protection, flags, fd, offset);
+}
+
+int madvise(void *address, size_t len, int advice) {
+    int (*next)(void *, size_t, int);
+    *(void **)&next = real("madvise");
+    if (faults.populate_unknown && advice == MADV_POPULATE_READ) {
+        errno = EINVAL;
+        return -1;
+    }
+    return next(address, len, advice);
+}
+
+int fstatfs(int fd, struct statfs *out) {
+    int (*next)(int, struct statfs *);
+    *(void **)&next = real("fstatfs");
+    int result = next(fd, out);
+    if (result == 0 && faults.file_system)
+        out->f_type = faults.file_system;
+    return result;
+}
+
+static void no_faults(void) {
+    memset(&faults, 0, sizeof(faults));
+}
+
+static st_checkpoint *open_sample(int32_t storage, uint32_t flags) {
+    return fixture_open(&fixture_sample, storage, flags);
+}
+
+static int32_t storage_of(const st_checkpoint *checkpoint) {
+    st_info info;
+    CHECK(st_checkpoint_info(checkpoint, &info) == ST_OK);
+    return info.storage;
+}
+
+static void weight_is_right(st_checkpoint *checkpoint) {
+    unsigned char bytes[SAMPLE_WEIGHT_SIZE];
+    OK(st_tensor_read(checkpoint, SAMPLE_WEIGHT, NULL, 0, bytes, sizeof(bytes), &err));
+    CHECK(fixture_is(bytes, SAMPLE_WEIGHT_AT, sizeof(bytes)));
+    const void *data;
+    OK(st_tensor_ptr(checkpoint, SAMPLE_WEIGHT, &data, NULL, &err));
+    CHECK(fixture_is(data, SAMPLE_WEIGHT_AT, SAMPLE_WEIGHT_SIZE));
+}
+
+static int open_files(void) {
+    int count = 0;
+    for (int fd = 0; fd < 256; fd++)
+        count += lseek(fd, 0, SEEK_CUR) >= 0 || errno != EBADF;
+    return count;
+}
+
+static void pread_in_small_pieces_and_interrupted(void) {
+    for (size_t at_most = 1; at_most <= 64; at_most *= 4) {
+        no_faults();
+        faults.pread_at_most = at_most;
+        faults.pread_interrupted = 2;
+        st_checkpoint *checkpoint = open_sample(ST_STORAGE_READ, 0);
+        weight_is_right(checkpoint);
+        CHECK(faults.pread_calls > (int)(SAMPLE_WEIGHT_SIZE / at_most));
+        st_close(checkpoint);
+    }
+}
+
+static void open_with_each_pread_failing(void) {
+    const char *path = fixture_write("each.safetensors", &fixture_sample);
+    int files = open_files();
+    for (int n = 1;; n++) {
+        no_faults();
+        faults.pread_fails_at = n;
+        st_checkpoint *checkpoint = (st_checkpoint *)&faults;
+        st_status status = st_open(path, NULL, &checkpoint, &err);
+        if (status == ST_OK) {
+            CHECK(n == 3); /* the length, the header, and nothing else */
+            st_close(checkpoint);
+            break;
+        }
+        CHECK(status == ST_ERR_IO && err.status == ST_ERR_IO && err.os_error == EIO && !checkpoint);
+        SAYS("each.safetensors");
+        CHECK(open_files() == files);
+    }
+    no_faults();
+}
+
+static void open_of_a_file_that_ends_meanwhile(void) {
+    const char *path = fixture_write("ends.safetensors", &fixture_sample);
+    for (int n = 1; n <= 2; n++) {
+        no_faults();
+        faults.pread_ends_at = n;
+        st_checkpoint *checkpoint;
+        FAILS(ST_ERR_TRUNCATED, st_open(path, NULL, &checkpoint, &err));
+    }
+    no_faults();
+}
+
+static void read_that_fails_can_be_tried_again(void) {
+    st_checkpoint *checkpoint = open_sample(ST_STORAGE_READ, 0);
+    unsigned char bytes[SAMPLE_WEIGHT_SIZE];
+    const void *data = NULL;
+    no_faults();
+    faults.pread_fails_at = 1;
+    FAILS(ST_ERR_IO, st_tensor_read(checkpoint, SAMPLE_WEIGHT, NULL, 0, bytes, sizeof(bytes), &err));
+    CHECK(err.os_error == EIO);
+    SAYS("weight");
+    no_faults();
+    faults.pread_fails_at = 1;
+    FAILS(ST_ERR_IO, st_tensor_ptr(checkpoint, SAMPLE_WEIGHT, &data, NULL, &err));
+    CHECK(!data);
+    no_faults();
+    weight_is_right(checkpoint);
+    st_close(checkpoint);
+}
+
+static void mapping_not_shared_is_private(void) {
+    no_faults();
+    faults.mmap_not_shared = true;
+    for (int32_t storage = ST_STORAGE_AUTO; storage <= ST_STORAGE_MMAP; storage++) {
+        st_checkpoint *checkpoint = open_sample(storage, 0);
+        CHECK(storage_of(checkpoint) == ST_STORAGE_MMAP);
+        weight_is_right(checkpoint);
+        st_close(checkpoint);
+    }
+    no_faults();
+}
+
+static void mapping_refused_is_read(void) {
+    const char *path = fixture_write("refused.safetensors", &fixture_sample);
+    no_faults();
+    faults.mmap_not_shared = faults.mmap_not_private = true;
+    for (uint32_t flags = 0; flags <= ST_OPEN_COPY_ON_WRITE; flags++) {
+        st_checkpoint *checkpoint = open_sample(ST_STORAGE_AUTO, flags);
+        CHECK(storage_of(checkpoint) == ST_STORAGE_READ);
+        weight_is_right(checkpoint);
+        st_close(checkpoint);
+
+        st_open_options options = ST_OPEN_OPTIONS_INIT;
+        options.storage = ST_STORAGE_MMAP;
+        options.flags = flags;
+        FAILS(ST_ERR_IO, st_open(path, &options, &checkpoint, &err));
+        CHECK(err.os_error == ENODEV && !checkpoint);
+    }
+    CHECK(faults.mapped == 0);
+    no_faults();
+}
+
+static void remote_file_systems_are_read(void) {
+    static const long remote[] = {0x6969, 0x65735546, 0xff534d42, 0xfe534d42, 0x01021997, 0x00c36400, 0x0bd00bd0};
+    static const long local[] = {0xef53, 0x58465342, 0x01021994, 0x9123683e, 0x794c7630};
+    no_faults();
+    for (size_t i = 0; i < LEN(remote) + LEN(local); i++) {
+        bool is_remote = i < LEN(remote);
+        faults.file_system = is_remote ? remote[i] : local[i - LEN(remote)];
+        st_checkpoint *checkpoint = open_sample(ST_STORAGE_AUTO, 0);
+        CHECK(storage_of(checkpoint) == (is_remote ? ST_STORAGE_READ : ST_STORAGE_MMAP));
+        weight_is_right(checkpoint);
+        st_close(checkpoint);
+        /* Who asks for a mapping gets one. */
+        checkpoint = open_sample(ST_STORAGE_MMAP, 0);
+        CHECK(storage_of(checkpoint) == ST_STORAGE_MMAP);
+        st_close(checkpoint);
+    }
+    no_faults();
+}
+
+static void copy_without_memory(void) {
+    /* Large enough to be mapped by itself. */
+    static const fixture_tensor tensor = {"large", "U8", "[1000000]", 1000000, NULL};
+    static const fixture large = {&tensor, 1, NULL, 0};
+    st_checkpoint *checkpoint = fixture_open(&large, ST_STORAGE_READ, 0);
+    const void *data = NULL;
+    no_faults();
+    faults.mmap_not_anonymous = true;
+    FAILS(ST_ERR_NO_MEMORY, st_tensor_ptr(checkpoint, 0, &data, NULL, &err));
+    SAYS("1000000");
+    CHECK(!data);
+    no_faults();
+    OK(st_tensor_ptr(checkpoint, 0, &data, NULL, &err));
+    CHECK(fixture_is(data, 0, 1000000));
+    st_close(checkpoint);
+}
+
+static void populate_on_an_old_kernel(void) {
+    no_faults();
+    faults.populate_unknown = true;
+    st_checkpoint *checkpoint = open_sample(ST_STORAGE_MMAP, ST_OPEN_POPULATE);
+    weight_is_right(checkpoint);
+    st_close(checkpoint);
+    no_faults();
+}
+
+static const test_case cases[] = {
+    CASE(pread_in_small_pieces_and_interrupted),
+    CASE(open_with_each_pread_failing),
+    CASE(open_of_a_file_that_ends_meanwhile),
+    CASE(read_that_fails_can_be_tried_again),
+    CASE(mapping_not_shared_is_private),
+    CASE(mapping_refused_is_read),
+    CASE(remote_file_systems_are_read),
+    CASE(copy_without_memory),
+    CASE(populate_on_an_old_kernel),
+};
+TEST_MAIN(cases)

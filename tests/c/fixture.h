@@ -1,0 +1,61 @@
+/* Checkpoints for the tests, and a folder to put them in, which goes when the program ends. */
+#ifndef FIXTURE_H
+#define FIXTURE_H
+
+#include <safetensors_lazy.h>
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct fixture_tensor {
+    const char *name;  /* as JSON spells it, without the quotes */
+    const char *dtype; /* NULL: F32 */
+    const char *shape; /* as JSON: "[2,3]" */
+    size_t nbytes;
+    const void *data; /* NULL: fixture_byte */
+} fixture_tensor;
+
+typedef struct fixture {
+    const fixture_tensor *tensors;
+    size_t len;
+    const char *metadata; /* as JSON; NULL: none */
+    size_t shift;         /* the first tensor lies so many bytes after a multiple of 64 */
+} fixture;
+
+/* The sample: aligned and misaligned, empty and scalar tensors. SAMPLE_X is the index of x, SAMPLE_X_AT its place in the data. */
+extern const fixture fixture_sample;
+enum { SAMPLE_WEIGHT, SAMPLE_BIAS, SAMPLE_ODD, SAMPLE_BYTE, SAMPLE_EMPTY, SAMPLE_SCALAR, SAMPLE_LEN };
+enum { SAMPLE_WEIGHT_AT = 0, SAMPLE_BIAS_AT = 80, SAMPLE_ODD_AT = 90, SAMPLE_BYTE_AT = 102, SAMPLE_SCALAR_AT = 103 };
+enum { SAMPLE_WEIGHT_SIZE = 80, SAMPLE_ODD_SIZE = 12, SAMPLE_DATA_SIZE = 111 };
+
+/* Byte i of the data of a fixture. The period is prime, so that swapped or shifted bytes do not look right. */
+unsigned char fixture_byte(size_t i);
+
+/* Whether len bytes are those from i on of the data of a fixture. */
+int fixture_is(const void *bytes, size_t i, size_t len);
+
+/* The bytes of the file, to be freed. */
+unsigned char *fixture_bytes(const fixture *fixture, size_t *len);
+
+/* A path in the temporary folder. Valid until the eighth call after this one. */
+const char *fixture_path(const char *name);
+
+/* Writes a file into the temporary folder, and gives its path. */
+const char *fixture_write(const char *name, const fixture *fixture);
+void fixture_write_bytes(const char *path, const void *bytes, size_t len);
+
+/* Opens a fixture: as a file, or for ST_STORAGE_MEMORY as a buffer that lives until the program ends. */
+st_checkpoint *fixture_open(const fixture *fixture, int32_t storage, uint32_t flags);
+
+/* The four storages. */
+extern const int32_t fixture_storages[4];
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

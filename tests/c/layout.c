@@ -1,0 +1,70 @@
+/* Sizes, offsets and numbers that programs are compiled with. Compiled as C11 and as C++17; the header needs nothing before it. */
+#include <safetensors_lazy.h>
+
+#include <assert.h>
+
+#include "constants.h"
+
+#define SIZE(type, size) static_assert(sizeof(type) == (size), #type)
+#define AT(type, field, offset) static_assert(offsetof(type, field) == (offset), #type "." #field)
+
+static_assert(sizeof(size_t) == 8 && sizeof(void *) == 8, "these are the layouts of 64-bit systems");
+
+SIZE(st_status, 4);
+SIZE(st_dtype, 4);
+
+SIZE(st_error, 512);
+AT(st_error, status, 0);
+AT(st_error, os_error, 4);
+AT(st_error, message, 8);
+
+SIZE(st_open_options, 16);
+AT(st_open_options, struct_size, 0);
+AT(st_open_options, storage, 8);
+AT(st_open_options, flags, 12);
+
+SIZE(st_tensor, 64);
+AT(st_tensor, name, 0);
+AT(st_tensor, name_len, 8);
+AT(st_tensor, dtype, 16);
+AT(st_tensor, rank, 20);
+AT(st_tensor, shape, 24);
+AT(st_tensor, nbytes, 32);
+AT(st_tensor, shard, 40);
+AT(st_tensor, file_offset, 48);
+AT(st_tensor, alignment, 56);
+
+SIZE(st_info, 32);
+AT(st_info, file_bytes, 0);
+AT(st_info, header_bytes, 8);
+AT(st_info, tensor_bytes, 16);
+AT(st_info, storage, 24);
+AT(st_info, writable, 28);
+
+SIZE(st_range, 16);
+AT(st_range, start, 0);
+AT(st_range, stop, 8);
+
+SIZE(st_view, 1056);
+AT(st_view, data, 0);
+AT(st_view, dtype, 8);
+AT(st_view, rank, 12);
+AT(st_view, shape, 16);
+AT(st_view, strides, 528);
+AT(st_view, nbytes, 1040);
+AT(st_view, contiguous, 1048);
+
+#define STATUS(status, number) static_assert(status == number, #status);
+STATUSES(STATUS)
+#define DTYPE(dtype, number, name, bits, code) static_assert(dtype == number, #dtype);
+DTYPES(DTYPE)
+
+static_assert(ST_STORAGE_AUTO == 0 && ST_STORAGE_MMAP == 1 && ST_STORAGE_READ == 2 && ST_STORAGE_MEMORY == 3, "");
+static_assert(ST_OPEN_COPY_ON_WRITE == 1 && ST_OPEN_POPULATE == 2 && ST_OPEN_LOCK == 4, "");
+static_assert(ST_END == UINT64_MAX && ST_MAX_RANK == 64, "");
+static_assert(sizeof(((st_view *)0)->shape) == ST_MAX_RANK * sizeof(uint64_t), "");
+
+int main(void) {
+    const st_open_options options = ST_OPEN_OPTIONS_INIT;
+    return options.struct_size == sizeof(options) && options.storage == 0 && options.flags == 0 ? 0 : 1;
+}

@@ -1,0 +1,140 @@
+#include "throws.hpp"
+
+#include <algorithm>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+static_assert(!std::is_copy_constructible_v<st::Checkpoint> && !std::is_copy_assignable_v<st::Checkpoint>);
+static_assert(std::is_nothrow_move_constructible_v<st::Checkpoint> && std::is_nothrow_move_assignable_v<st::Checkpoint>);
+static_assert(!std::is_convertible_v<std::string, st::Checkpoint>, "opening a file is never implicit");
+
+static void opens_with_every_storage() {
+    for (int32_t storage : {ST_STORAGE_AUTO, ST_STORAGE_MMAP, ST_STORAGE_READ}) {
+        const st::Checkpoint checkpoint = open_sample({storage, 0});
+        CHECK(checkpoint.size() == SAMPLE_LEN && !checkpoint.empty());
+        CHECK(storage == ST_STORAGE_AUTO || checkpoint.info().storage == storage);
+        CHECK(checkpoint.info().tensor_bytes == SAMPLE_DATA_SIZE);
+        CHECK(checkpoint.shards() == 1 && checkpoint.shard_path(0).find("sample.safetensors") != std::string_view::npos);
+        THROWS(ST_ERR_OUT_OF_RANGE, "1", checkpoint.shard_path(1));
+    }
+}
+
+static void refuses_with_the_status_of_c() {
+    THROWS(ST_ERR_IO, "/nonexistent/file", st::Checkpoint("/nonexistent/file"));
+    THROWS(ST_ERR_NOT_A_FILE, "directory", st::Checkpoint("/"));
+    THROWS(ST_ERR_INVALID_ARGUMENT, "", open_sample({99, 0}));
+    THROWS(ST_ERR_INVALID_ARGUMENT, "", open_sample({ST_STORAGE_AUTO, 1u << 20}));
+    THROWS(ST_ERR_HEADER_TOO_SMALL, "", st::Checkpoint::from_buffer(nullptr, 0));
+}
+
+static void from_buffer() {
+    size_t len;
+    unsigned char *bytes = fixture_bytes(&fixture_sample, &len);
+    {
+        const st::Checkpoint checkpoint = st::Checkpoint::from_buffer(bytes, len);
+        CHECK(checkpoint.info().storage == ST_STORAGE_MEMORY && checkpoint.shard_path(0).empty());
+        CHECK(checkpoint["weight"].data() == bytes + len - SAMPLE_DATA_SIZE);
+    }
+    std::free(bytes);
+}
+
+static void moves() {
+    st::Checkpoint first = open_sample();
+    st_checkpoint *handle = first.get();
+    const void *data = first["weight"].data();
+    st::Checkpoint second = std::move(first);
+    CHECK(second.get() == handle && first.get() == nullptr && first.empty() && first.begin() == first.end());
+    first = std::move(second);
+    CHECK(first.get() == handle && first["weight"].data() == data);
+    st::Checkpoint &itself = first;
+    first = std::move(itself);
+    CHECK(first.get() == handle && first.size() == SAMPLE_LEN);
+    std::vector<st::Checkpoint> several;
+    for (int i = 0; i < 5; i++)
+        several.push_back(open_sample());
+    CHECK(several[0].size() == SAMPLE_LEN);
+}
+
+static void moved_from_is_empty() {
+    st::Checkpoint first = open_sample();
+    const st::Checkpoint second = std::move(first);
+    CHECK(!first.contains("weight") && !first.find("weight") && first.metadata().empty());
+    THROWS(ST_ERR_INVALID_ARGUMENT, "", first.at(0));
+    THROWS(ST_ERR_NOT_FOUND, "weight", first["weight"]);
+    CHECK(first.share().get() == nullptr);
+}
+
+static void share_keeps_it_open() {
+    st::Tensor weight = open_sample()[std::string_view("weight")]; // dangling, until assigned below
+    {
+        st::Checkpoint second = [&] {
+            const st::Checkpoint first = open_sample();
+            weight = first["weight"];
+            return first.share();
+        }();
+        CHECK(fixture_is(weight.data(), SAMPLE_WEIGHT_AT, SAMPLE_WEIGHT_SIZE));
+        std::thread thread([own = second.share()] {
+            CHECK(fixture_is(own["odd"].data(), SAMPLE_ODD_AT, SAMPLE_ODD_SIZE));
+        });
+        thread.join();
+    }
+}
+
+static void finds_by_name() {
+    const st::Checkpoint checkpoint = open_sample();
+    CHECK(checkpoint.contains("bias") && !checkpoint.contains("bia") && !checkpoint.contains(""));
+    CHECK(checkpoint.find("bias")->index() == SAMPLE_BIAS && !checkpoint.find("absent"));
+    CHECK(checkpoint[std::string("odd")].index() == SAMPLE_ODD);
+    /* A part of a string, and no string at all. */
+    CHECK(checkpoint.contains(std::string_view("biased", 4)) && !checkpoint.contains(std::string_view()));
+    THROWS(ST_ERR_NOT_FOUND, "\"absent\"", checkpoint["absent"]);
+    CHECK(checkpoint.at(0).name() == "weight");
+    THROWS(ST_ERR_OUT_OF_RANGE, "6", checkpoint.at(SAMPLE_LEN));
+}
+
+static void finds_prefixes() {
+    const st::Checkpoint checkpoint = open_sample();
+    std::vector<std::string> names;
+    for (st::Tensor tensor : checkpoint.prefix("b"))
+        names.emplace_back(tensor.name());
+    CHECK((names == std::vector<std::string>{"bias", "byte"}));
+    CHECK(checkpoint.prefix("absent").empty() && checkpoint.prefix("").size() == SAMPLE_LEN);
+    CHECK((*checkpoint.prefix("odd").begin()).index() == SAMPLE_ODD);
+}
+
+static void iterates_in_the_order_of_the_header() {
+    const st::Checkpoint checkpoint = open_sample();
+    size_t index = 0;
+    for (st::Tensor tensor : checkpoint)
+        CHECK(tensor.index() == index++);
+    CHECK(index == SAMPLE_LEN && checkpoint.tensors().size() == SAMPLE_LEN);
+    const bool has_empty = std::any_of(checkpoint.begin(), checkpoint.end(), [](const st::Tensor &t) { return t.nbytes() == 0; });
+    CHECK(has_empty);
+    st::Tensors::iterator at = checkpoint.begin();
+    CHECK((*at++).index() == 0 && (*at).index() == 1 && at != checkpoint.begin());
+}
+
+static void tells_metadata() {
+    const st::Checkpoint checkpoint = open_sample();
+    const auto entries = checkpoint.metadata();
+    CHECK(entries.size() == 2 && entries[0].first == "format" && entries[0].second == "pt" && entries[1].first == "made by");
+    CHECK(checkpoint.metadata("format") == "pt" && !checkpoint.metadata("absent"));
+}
+
+static const test_case cases[] = {
+    CASE(opens_with_every_storage),
+    CASE(refuses_with_the_status_of_c),
+    CASE(from_buffer),
+    CASE(moves),
+    CASE(moved_from_is_empty),
+    CASE(share_keeps_it_open),
+    CASE(finds_by_name),
+    CASE(finds_prefixes),
+    CASE(iterates_in_the_order_of_the_header),
+    CASE(tells_metadata),
+};
+
+TEST_MAIN(cases)

@@ -1,0 +1,1 @@
+#include "../c/dlpack_layout.c"

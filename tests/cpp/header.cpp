@@ -1,0 +1,17 @@
+// The header needs nothing before it, may be included twice, and is clean under warnings that its users turn on.
+#include <safetensors_lazy.hpp>
+#include <safetensors_lazy.hpp>
+
+namespace st = safetensors_lazy;
+
+#if __cplusplus >= 202002L
+#include <algorithm>
+#include <iterator>
+#include <span>
+
+// What the header says of C++20: spans become std::span, also unnamed ones; and tensors are a range.
+static_assert(std::is_convertible_v<st::Span<const float>, std::span<const float>>);
+static_assert(std::is_convertible_v<st::Span<float>, std::span<float>>);
+static_assert(std::is_convertible_v<st::Span<float> &, std::span<float>>);
+static_assert(std::input_iterator<st::Tensors::iterator>);
+#endif
