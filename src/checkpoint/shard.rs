@@ -49,11 +49,11 @@ enum Refused {
 
 fn read_header(storage: &Storage) -> Result<Header, Refused> {
     let file_len = storage.size();
-    let prefix_len = file_len.min(PREFIX_LEN as u64) as usize;
-    let prefix = storage.read_vec(0, prefix_len).map_err(Refused::Storage)?;
-    let header_len = header_len(&prefix, file_len).map_err(Refused::Header)?;
-    let text = storage.read_vec(PREFIX_LEN as u64, header_len).map_err(Refused::Storage)?;
-    let header = Header::parse(&text).map_err(Refused::Header)?;
+    let prefix_len = file_len.min(PREFIX_LEN as u64);
+    let prefix = storage.read(0, prefix_len).map_err(Refused::Storage)?;
+    let header_len = header_len(prefix.as_slice(), file_len).map_err(Refused::Header)?;
+    let text = storage.read(PREFIX_LEN as u64, header_len as u64).map_err(Refused::Storage)?;
+    let header = Header::parse(text.as_slice()).map_err(Refused::Header)?;
     header.check_file_len(file_len).map_err(Refused::Header)?;
     Ok(header)
 }

@@ -56,10 +56,10 @@ impl Header {
     /// ```
     pub fn parse(text: &[u8]) -> Result<Header, HeaderError> {
         let header_len = text.len();
-        let utf8 = std::str::from_utf8(text).map_err(|e| HeaderError::Utf8 { position: e.valid_up_to() })?;
         let directory = match scan::scan(text) {
-            Some(directory) => directory,
-            None => json::parse(utf8)?,
+            // What the scan takes is ASCII but for the strings, and those it has kept.
+            Some(directory) if std::str::from_utf8(&directory.text).is_ok() => directory,
+            _ => json::parse(utf8(text)?)?,
         };
         let names = directory.tensors.iter().map(|entry| entry.name);
         let tensor_names = NameTable::new(&directory.text, names).map_err(|error| match error {
@@ -162,6 +162,10 @@ pub struct TensorInfo<'h> {
     pub start: u64,
     /// Where its data stops, in bytes from the start of the data section.
     pub stop: u64,
+}
+
+fn utf8(text: &[u8]) -> Result<&str, HeaderError> {
+    std::str::from_utf8(text).map_err(|error| HeaderError::Utf8 { position: error.valid_up_to() })
 }
 
 fn key(directory: &Directory, index: usize) -> &[u8] {

@@ -1,7 +1,7 @@
 //! Names to indices: a hash index that holds no names itself.
 
 use super::directory::Span;
-use hashbrown::HashTable;
+use hashbrown::hash_table::{Entry, HashTable};
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
@@ -14,11 +14,11 @@ pub struct NameTable {
     hash: RandomState,
 }
 
-/// A name's index, and where the name starts. With both in the table a look-up touches the table, the text, and nothing else.
+/// A name's index, and where the name is. With both in the table a look-up touches the table, the text, and nothing else.
 #[derive(Debug)]
 struct Slot {
     index: u32,
-    start: u32,
+    name: Span,
 }
 
 /// Why a [`NameTable`] could not be built.
@@ -40,18 +40,20 @@ impl NameTable {
         for (index, span) in names.enumerate() {
             let name = span.of(text);
             let hash = table.hash_of(name);
-            if table.slots.find(hash, |slot| slot.is(name, text)).is_some() {
-                return Err(NameTableError::Duplicate(index));
+            match table.slots.entry(hash, |slot| slot.name.of(text) == name, rehash) {
+                Entry::Occupied(_) => return Err(NameTableError::Duplicate(index)),
+                Entry::Vacant(slot) => {
+                    let index = u32::try_from(index).map_err(|_| NameTableError::NoMemory)?;
+                    slot.insert(Slot { index, name: span });
+                }
             }
-            let index = u32::try_from(index).map_err(|_| NameTableError::NoMemory)?;
-            table.slots.insert_unique(hash, Slot { index, start: span.start }, rehash);
         }
         Ok(table)
     }
 
     /// The index of `name`. Does not allocate.
     pub fn find(&self, text: &[u8], name: &[u8]) -> Option<usize> {
-        let slot = self.slots.find(self.hash_of(name), |slot| slot.is(name, text))?;
+        let slot = self.slots.find(self.hash_of(name), |slot| slot.name.of(text) == name)?;
         Some(slot.index as usize)
     }
 
@@ -59,14 +61,6 @@ impl NameTable {
         let mut hasher = self.hash.build_hasher();
         hasher.write(name);
         hasher.finish()
-    }
-}
-
-impl Slot {
-    /// Whether the string at `start` is `name`: it ends at the first NUL, and so has none.
-    fn is(&self, name: &[u8], text: &[u8]) -> bool {
-        let rest = text.get(self.start as usize..).and_then(|rest| rest.strip_prefix(name));
-        rest.is_some_and(|rest| rest.first() == Some(&0)) && !name.contains(&0)
     }
 }
 

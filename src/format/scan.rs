@@ -13,7 +13,8 @@ use super::Dtype;
 /// A tensor needs about this many bytes of header with names as they are; a first guess of how many there are.
 const TYPICAL_ENTRY_LEN: usize = 112;
 
-/// The directory of `text`, which must be UTF-8; `None` when it is not in the form that writers write, or there is no memory.
+/// The directory of `text`; `None` when it is not in the form that writers write, or there is no memory. The strings of the directory
+/// have not been checked to be UTF-8; everything else that is accepted is ASCII.
 pub fn scan(text: &[u8]) -> Option<Directory> {
     let mut scanner = Scanner { rest: text };
     let mut directory = Directory::default();
@@ -162,8 +163,8 @@ fn special_bytes(word: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const TOPS: u64 = 0x8080_8080_8080_8080;
     let less = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word;
-    let equal = |byte: u8| less(word ^ (ONES * u64::from(byte)), 1);
-    (less(word, 0x20) | equal(b'"') | equal(b'\\')) & TOPS
+    // With bit 1 flipped, a quote (0x22) is 0x20, and what was below 0x20 still is.
+    (less(word ^ (ONES * 2), 0x21) | less(word ^ (ONES * u64::from(b'\\')), 1)) & TOPS
 }
 
 /// The number that eight ASCII digits spell, the first of them in the lowest byte of `word`; `None` if one is no digit.

@@ -64,6 +64,12 @@ impl Buffer {
         }
     }
 
+    /// The bytes. Only for a buffer whose [`Buffer::start`] nobody has been given.
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        // SAFETY: the memory is ours, `len` bytes long, and zeroed when it was made; who could write to it borrows it mutably.
+        unsafe { std::slice::from_raw_parts(self.start().as_ptr(), self.len) }
+    }
+
     /// The bytes, for a read to fill.
     pub(crate) fn as_uninit_mut(&mut self) -> &mut [MaybeUninit<u8>] {
         // SAFETY: the memory is ours, `len` bytes long, and borrowed mutably as long as the slice; pointers to it are given out only

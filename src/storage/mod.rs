@@ -163,19 +163,11 @@ impl Storage {
         }
     }
 
-    /// Reads `len` bytes from `offset` on into a vector of their own.
-    ///
-    /// # Errors
-    ///
-    /// As [`Storage::read_exact_at`], and [`StorageError::NoMemory`].
-    pub fn read_vec(&self, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len).map_err(|_| StorageError::NoMemory { nbytes: len as u64 })?;
-        let room = bytes.spare_capacity_mut().get_mut(..len).unwrap_or_default();
-        self.read_exact_at(room, offset)?;
-        // SAFETY: the capacity is at least `len`, and `read_exact_at` has initialised that many bytes.
-        unsafe { bytes.set_len(len) };
-        Ok(bytes)
+    /// Reads `len` bytes from `offset` on into memory of their own.
+    pub(crate) fn read(&self, offset: u64, len: u64) -> Result<Buffer, StorageError> {
+        let mut buffer = Buffer::new(len)?;
+        self.read_exact_at(buffer.as_uninit_mut(), offset)?;
+        Ok(buffer)
     }
 
     /// Where the `len` bytes from `offset` on lie in memory, if they do: valid as long as this storage lives. `None` for files that

@@ -150,7 +150,48 @@ static void allocations_fail_for_a_header_with_escapes(void) {
     fail_one_by_one("{\"format\":\"\\u0070t\"}");
 }
 
+/* A tensor may have as many dimensions as its header has room for, and a slice holds numbers for each. */
+static void many_dimensions_once(void) {
+    enum { RANK = 100000 };
+    static char shape[2 * RANK + 2] = "[1";
+    static st_range ranges[RANK];
+    for (size_t i = 1; i < RANK; i++)
+        memcpy(shape + 2 * i, ",1", 2);
+    shape[2 * RANK] = ']';
+    for (size_t i = 0; i < RANK; i++)
+        ranges[i].stop = ST_END;
+    const fixture_tensor tensor = {"deep", "U8", shape, 1, NULL};
+    const fixture file = {&tensor, 1, NULL, 0};
+    st_checkpoint *checkpoint = fixture_open(&file, ST_STORAGE_MMAP, 0);
+    unsigned char dst[1];
+    bool all = false;
+    for (fail_at = 1; !all; fail_at++) {
+        has_failed = false;
+        countdown = fail_at;
+        all = had_memory(st_tensor_read(checkpoint, 0, ranges, RANK, dst, 1, &err));
+        DLManagedTensorVersioned *tensor_out;
+        if (had_memory(st_tensor_dlpack(checkpoint, 0, ranges, RANK, &tensor_out, &err)))
+            (*(void (**)(DLManagedTensorVersioned *))((char *)tensor_out + 16))(tensor_out);
+        else
+            all = false;
+        countdown = 0;
+        all = all && !has_failed;
+    }
+    CHECK(fail_at > 5 && fixture_is(dst, 0, 1));
+    st_close(checkpoint);
+}
+
+static void allocations_fail_for_a_tensor_of_many_dimensions(void) {
+    if (test_is_instrumented())
+        SKIP("valgrind and sanitizers bring their own malloc");
+    CHECK(test_in_child(many_dimensions_once) == 0);
+}
+
 #else
+
+static void allocations_fail_for_a_tensor_of_many_dimensions(void) {
+    SKIP("needs glibc");
+}
 
 static void allocations_fail_one_by_one(void) {
     SKIP("needs glibc");
@@ -165,6 +206,7 @@ static void allocations_fail_for_a_header_with_escapes(void) {
 static const test_case cases[] = {
     CASE(allocations_fail_one_by_one),
     CASE(allocations_fail_for_a_header_with_escapes),
+    CASE(allocations_fail_for_a_tensor_of_many_dimensions),
 };
 
 TEST_MAIN(cases)
