@@ -11,10 +11,10 @@ string(REGEX MATCHALL "(^|\n)st_[a-z0-9_]+ T " exported "${symbols}")
 if(NOT exported)
   message(FATAL_ERROR "${ARCHIVE} defines no st_* function")
 endif()
-list(TRANSFORM exported REPLACE "^\n?(st_[a-z0-9_]+) T $" "--undefined=\\1")
+list(TRANSFORM exported REPLACE "^\n?(st_[a-z0-9_]+) T $" "-Wl,--undefined=\\1")
 
 set(object "${OUTPUT}.o")
-run(${LINKER} --relocatable --gc-sections ${exported} -o "${object}" "${ARCHIVE}")
+run(${CC} -r -nostdlib -Wl,--gc-sections ${exported} -o "${object}" "${ARCHIVE}")
 # Rust's own libraries carry LLVM bitcode besides their machine code, which some versions of ar stumble over.
 run(${OBJCOPY} --wildcard "--keep-global-symbol=st_*" --strip-debug --remove-section=.llvmbc --remove-section=.llvmcmd
   "${object}")

@@ -41,8 +41,12 @@
  *   Signals.   A pointer into a mapping (st_tensor_ptr, st_tensor_view, st_tensor_dlpack) is memory like any mapped file: if
  *              another program truncates the file, touching the lost pages raises SIGBUS; if it overwrites the file, the bytes
  *              change. Open with ST_STORAGE_READ where files are not under your control. Nothing else in this library can
- *              raise a signal; st_tensor_read reports ST_ERR_TRUNCATED instead. (Replacing a file by rename is always safe.)
- *   Side effects. No output to stdout or stderr, no environment variables, no signal handlers, no global state, no callbacks.
+ *              raise a signal; st_tensor_read reports ST_ERR_TRUNCATED instead. (Replacing a file by rename is always safe.
+ *              A buffer given to st_open_buffer is the caller's: if it is itself a mapping, the same holds for every access.)
+ *   Side effects. No output to stdout or stderr, no environment variables, no signal handlers, no global state, no callbacks. (Rust
+ *              itself breaks this rule in two cases: a bug that ends as ST_ERR_INTERNAL prints a line to stderr first, and when
+ *              there is no memory even for an error message, the process ends. Memory of a size that a file or a caller chooses
+ *              is ST_ERR_NO_MEMORY.)
  *   Growth.    Options are structs whose first field is their size; initialise them with their ST_..._INIT macro, or zero them and
  *              set struct_size. Zero is the default of each field. A program compiled against an older or newer header works
  *              as long as it uses only what both know; what the library does not know is ST_ERR_INVALID_ARGUMENT.
@@ -272,8 +276,8 @@ st_status st_dtype_from_name(const char *name, st_dtype *out);
 #define ST_OPEN_COPY_ON_WRITE 1
 
 /**
- * Read all of the file in before st_open returns: into the mapping, where an error of the disk is reported as ST_ERR_IO rather than
- * raised as SIGBUS later; without a mapping, start reading ahead into the page cache.
+ * Read all of the file in before st_open returns: into the mapping (before Linux 5.14: into the page cache), where an error of the disk
+ * is reported as ST_ERR_IO rather than raised as SIGBUS later; without a mapping, start reading ahead into the page cache.
  */
 #define ST_OPEN_POPULATE 2
 
@@ -544,8 +548,8 @@ st_status st_tensor_view(st_checkpoint *checkpoint,
                          st_error *err);
 
 /**
- * Copies a tensor or a slice of it to dst: packed, in row-major order. Only the slice is read, through gaps of up to 16 KiB
- * where that saves system calls. Always reads the file (or buffer) itself: if the file was truncated this is an error and
+ * Copies a tensor or a slice of it to dst: packed, in row-major order. Only the slice is read, through gaps of up to 16 KiB and
+ * 64 times the run after them where that saves system calls. Always reads the file (or buffer) itself: if the file was truncated this is an error and
  * never a signal, and what was written to memory after ST_OPEN_COPY_ON_WRITE is not seen.
  *
  * ranges, rank: as for st_tensor_view. dst: where the bytes go, of any alignment; may be NULL if there are none. dst_len: the room there in

@@ -9,7 +9,8 @@
 // Header only; no dependency but the C library. Failures are thrown as Error.
 //
 // LIFETIMES. A Checkpoint owns one reference to an open checkpoint. Tensors, views, spans, pointers and string_views that come from it
-// are valid as long as any Checkpoint that shares it (see share) lives, and no longer; they are cheap to copy.
+// are valid as long as any Checkpoint that shares it (see share) lives, and no longer; they are cheap to copy. What would dangle at
+// once, such as Checkpoint(path)[name], does not compile.
 //
 // THREADS. All const member functions may be called from any thread at the same time.
 
@@ -68,14 +69,22 @@ inline void check(st_status status, const st_error &err) {
 inline std::string quoted(std::string_view name) {
     const char *digits = "0123456789abcdef";
     std::string text = "\"";
-    for (char c : name) {
+    const std::string_view shown = name.substr(0, 200);
+    for (char c : shown) {
         const auto byte = static_cast<unsigned char>(c);
         if (byte < 0x20 || byte == 0x7f)
             text += std::string("\\x") + digits[byte >> 4] + digits[byte & 15];
         else
             text += c;
     }
-    return text + '"';
+    return text + (shown.size() < name.size() ? "...\"" : "\"");
+}
+
+// A string for C, which ends at the first NUL: a string with one inside would mean something else there.
+inline const char *c_string(const std::string &text) {
+    if (text.find('\0') != std::string::npos)
+        throw Error(ST_ERR_INVALID_ARGUMENT, quoted(text) + " contains a NUL");
+    return text.c_str();
 }
 
 } // namespace detail
@@ -107,7 +116,9 @@ private:
 //     template <> struct safetensors_lazy::Element<my::bf16> : safetensors_lazy::ElementOf<ST_DTYPE_BF16> {};
 //
 // There is none for bool: a file may hold bytes that are neither 0 nor 1. Read BOOL as std::uint8_t.
-template <class T> struct Element;
+template <class T> struct Element {
+    static_assert(sizeof(T) == 0, "no dtype is known for this type: specialise safetensors_lazy::Element, or use bits");
+};
 
 template <st_dtype... Dtypes> struct ElementOf {
     static constexpr bool is(st_dtype dtype) noexcept { return ((dtype == Dtypes) || ...); }
@@ -134,19 +145,21 @@ inline constexpr st_range All{0, ST_END};
 namespace detail {
 
 // nbytes bytes at data, as elements of type T; throws unless T has the size of the dtype's elements and data suits its alignment.
-template <class T> Span<const T> elements(const void *data, std::size_t nbytes, st_dtype dtype, const std::string &name) {
+template <class T> Span<const T> elements(const void *data, std::size_t nbytes, st_dtype dtype, std::string_view name) {
+    static_assert(std::is_trivially_copyable_v<T> && !std::is_same_v<T, bool>,
+                  "the bytes of a file can only become a trivial type that every value is valid for");
     if (sizeof(T) * 8 != st_dtype_bits(dtype))
-        throw Error(ST_ERR_UNSUPPORTED, "tensor " + name + " of " + st_dtype_name(dtype) + " has elements of " +
+        throw Error(ST_ERR_UNSUPPORTED, "tensor " + quoted(name) + " of " + st_dtype_name(dtype) + " has elements of " +
                                             std::to_string(st_dtype_bits(dtype)) + " bits, not " +
                                             std::to_string(sizeof(T) * 8));
     if (reinterpret_cast<std::uintptr_t>(data) % alignof(T) != 0)
-        throw Error(ST_ERR_MISALIGNED, "tensor " + name + " is not aligned to " + std::to_string(alignof(T)) + " bytes");
+        throw Error(ST_ERR_MISALIGNED, "tensor " + quoted(name) + " is not aligned to " + std::to_string(alignof(T)) + " bytes");
     return {static_cast<const T *>(data), nbytes / sizeof(T)};
 }
 
-template <class T> void check_dtype(st_dtype dtype, const std::string &name) {
+template <class T> void check_dtype(st_dtype dtype, std::string_view name) {
     if (!Element<std::remove_cv_t<T>>::is(dtype))
-        throw Error(ST_ERR_UNSUPPORTED, "tensor " + name + " has the dtype " + st_dtype_name(dtype) +
+        throw Error(ST_ERR_UNSUPPORTED, "tensor " + quoted(name) + " has the dtype " + st_dtype_name(dtype) +
                                             ", which is not that of the type asked for");
 }
 
@@ -169,7 +182,7 @@ public:
     template <class T> Span<const T> data() const {
         detail::check_dtype<T>(dtype(), name_);
         if (!contiguous())
-            throw Error(ST_ERR_NOT_CONTIGUOUS, "the slice of tensor " + name_ + " is not contiguous");
+            throw Error(ST_ERR_NOT_CONTIGUOUS, "the slice of tensor " + detail::quoted(name_) + " is not contiguous");
         return detail::elements<T>(data(), nbytes(), dtype(), name_);
     }
 
@@ -187,7 +200,7 @@ public:
             position += index * static_cast<std::uint64_t>(view_.strides[d++]);
         }
         if (!inside)
-            throw Error(ST_ERR_OUT_OF_RANGE, "the index is outside of the slice of tensor " + name_);
+            throw Error(ST_ERR_OUT_OF_RANGE, "the index is outside of the slice of tensor " + detail::quoted(name_));
         return detail::elements<T>(data(), sizeof(T), dtype(), name_).data()[position];
     }
 
@@ -198,7 +211,7 @@ private:
     friend class Tensor;
     View() = default;
     st_view view_{};
-    std::string name_;
+    std::string_view name_;
 };
 
 // A tensor of a checkpoint: what the checkpoint says about it, and the way to its bytes.
@@ -229,24 +242,29 @@ public:
 
     // Its elements. Throws ST_ERR_UNSUPPORTED unless T is a type for its dtype (see Element).
     template <class T> Span<const T> data() const {
-        detail::check_dtype<T>(dtype(), quoted_name());
+        detail::check_dtype<T>(dtype(), name());
         return bits<T>();
     }
 
     // Its elements as any type of their size: the 16 bits of a BF16 as std::uint16_t, for example.
     template <class T> Span<const T> bits() const {
-        static_assert(std::is_trivially_copyable_v<T>, "the bytes of a file can only become a trivial type");
-        return detail::elements<T>(data(), nbytes(), dtype(), quoted_name());
+        return detail::elements<T>(data(), nbytes(), dtype(), name());
     }
 
     // Its elements, to be written to. Throws ST_ERR_UNSUPPORTED unless the checkpoint was opened with ST_OPEN_COPY_ON_WRITE.
     template <class T> Span<T> mutable_data() const {
+        detail::check_dtype<T>(dtype(), name());
+        return mutable_bits<T>();
+    }
+
+    // As mutable_data, for any type of the elements' size.
+    template <class T> Span<T> mutable_bits() const {
         st_info info{};
         st_checkpoint_info(handle_, &info);
         if (!info.writable)
-            throw Error(ST_ERR_UNSUPPORTED, "tensor " + quoted_name() +
+            throw Error(ST_ERR_UNSUPPORTED, "tensor " + detail::quoted(name()) +
                                                 " is read-only: open the checkpoint with ST_OPEN_COPY_ON_WRITE");
-        Span<const T> elements = data<T>();
+        Span<const T> elements = bits<T>();
         return {const_cast<T *>(elements.data()), elements.size()};
     }
 
@@ -255,7 +273,7 @@ public:
         View view;
         st_error err;
         detail::check(st_tensor_view(handle_, index_, first(ranges), ranges.size(), &view.view_, &err), err);
-        view.name_ = quoted_name();
+        view.name_ = name();
         return view;
     }
 
@@ -290,7 +308,6 @@ private:
         detail::check(st_tensor_info(handle, index, &info_, &err), err);
     }
 
-    std::string quoted_name() const { return detail::quoted(name()); }
     static const st_range *first(const Ranges &ranges) noexcept { return ranges.empty() ? nullptr : ranges.data(); }
 
     st_checkpoint *handle_;
@@ -360,7 +377,7 @@ public:
     explicit Checkpoint(const std::string &path, OpenOptions options = {}) {
         st_open_options c_options = c(options);
         st_error err;
-        detail::check(st_open(path.c_str(), &c_options, &handle_, &err), err);
+        detail::check(st_open(detail::c_string(path), &c_options, &handle_, &err), err);
     }
 
     // Opens a safetensors file in memory, which must outlive the checkpoint: st_open_buffer.
@@ -376,7 +393,10 @@ public:
     Checkpoint &operator=(const Checkpoint &) = delete;
     Checkpoint(Checkpoint &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
     Checkpoint &operator=(Checkpoint &&other) noexcept {
-        std::swap(handle_, other.handle_);
+        if (this != &other) {
+            st_close(handle_);
+            handle_ = std::exchange(other.handle_, nullptr);
+        }
         return *this;
     }
     ~Checkpoint() { st_close(handle_); }
@@ -389,36 +409,44 @@ public:
     bool empty() const noexcept { return size() == 0; }
 
     // All tensors, in the order of their indices.
-    Tensors tensors() const noexcept { return {handle_, nullptr, size()}; }
-    Tensors::iterator begin() const noexcept { return tensors().begin(); }
-    Tensors::iterator end() const noexcept { return tensors().end(); }
+    Tensors tensors() const &noexcept { return {handle_, nullptr, size()}; }
+    Tensors tensors() const && = delete;
+    Tensors::iterator begin() const &noexcept { return tensors().begin(); }
+    Tensors::iterator end() const &noexcept { return tensors().end(); }
 
     // The tensors whose names start with prefix, in byte order of the names.
-    Tensors prefix(const std::string &prefix) const {
+    Tensors prefix(const std::string &prefix) const & {
         const std::size_t *indices = nullptr;
         std::size_t len = 0;
-        if (st_status status = st_find_prefix(handle_, prefix.c_str(), &indices, &len); status != ST_OK)
+        if (st_status status = st_find_prefix(handle_, detail::c_string(prefix), &indices, &len); status != ST_OK)
             throw Error(status, "cannot find the prefix " + detail::quoted(prefix));
         return {handle_, indices, len};
     }
+    Tensors prefix(const std::string &prefix) const && = delete;
 
     // The tensor of that index. Throws ST_ERR_OUT_OF_RANGE.
-    Tensor at(std::size_t index) const { return Tensor(handle_, index); }
+    Tensor at(std::size_t index) const & { return Tensor(handle_, index); }
+    Tensor at(std::size_t index) const && = delete;
 
     // The tensor of that name. Throws ST_ERR_NOT_FOUND.
-    Tensor operator[](std::string_view name) const {
+    Tensor operator[](std::string_view name) const & {
         if (std::optional<Tensor> tensor = find(name))
             return *tensor;
         throw Error(ST_ERR_NOT_FOUND, "there is no tensor " + detail::quoted(name));
     }
+    Tensor operator[](std::string_view name) const && = delete;
 
     // The tensor of that name, if there is one.
-    std::optional<Tensor> find(std::string_view name) const {
+    std::optional<Tensor> find(std::string_view name) const & {
         std::size_t index = 0;
-        if (st_find_n(handle_, name.data(), name.size(), &index) != ST_OK)
+        const st_status status = st_find_n(handle_, name.data(), name.size(), &index);
+        if (status == ST_ERR_NOT_FOUND)
             return std::nullopt;
+        if (status != ST_OK)
+            throw Error(status, "cannot look for " + detail::quoted(name) + ": the checkpoint was moved from");
         return Tensor(handle_, index);
     }
+    std::optional<Tensor> find(std::string_view name) const && = delete;
 
     bool contains(std::string_view name) const noexcept {
         std::size_t index = 0;
@@ -426,7 +454,7 @@ public:
     }
 
     // The metadata, as pairs of key and value in the order of the header.
-    std::vector<std::pair<std::string_view, std::string_view>> metadata() const {
+    std::vector<std::pair<std::string_view, std::string_view>> metadata() const & {
         std::vector<std::pair<std::string_view, std::string_view>> entries(st_metadata_len(handle_));
         for (std::size_t i = 0; i < entries.size(); ++i) {
             const char *key = nullptr, *value = nullptr;
@@ -435,12 +463,14 @@ public:
         }
         return entries;
     }
+    std::vector<std::pair<std::string_view, std::string_view>> metadata() const && = delete;
 
     // The metadata value of a key, if there is one.
-    std::optional<std::string_view> metadata(const std::string &key) const {
-        const char *value = st_metadata_get(handle_, key.c_str());
+    std::optional<std::string_view> metadata(const std::string &key) const & {
+        const char *value = st_metadata_get(handle_, detail::c_string(key));
         return value ? std::optional<std::string_view>(value) : std::nullopt;
     }
+    std::optional<std::string_view> metadata(const std::string &key) const && = delete;
 
     // Sizes, and how the checkpoint was opened.
     st_info info() const noexcept {
@@ -452,11 +482,12 @@ public:
     std::size_t shards() const noexcept { return st_shard_len(handle_); }
 
     // Path of a shard. Throws ST_ERR_OUT_OF_RANGE.
-    std::string_view shard_path(std::size_t shard) const {
+    std::string_view shard_path(std::size_t shard) const & {
         if (const char *path = st_shard_path(handle_, shard))
             return path;
         throw Error(ST_ERR_OUT_OF_RANGE, "there is no shard " + std::to_string(shard));
     }
+    std::string_view shard_path(std::size_t shard) const && = delete;
 
     // The C handle: still owned by this object.
     st_checkpoint *get() const noexcept { return handle_; }

@@ -2,8 +2,11 @@
 
 use std::fmt::{self, Display, Write};
 
-/// The most characters of a name that a message shows: two names and their numbers must fit 503 bytes.
-const SHOWN: usize = 80;
+/// The most bytes of either end of a name that a message shows, escapes included: a path, a name and their numbers must fit 503.
+const END: usize = 56;
+
+/// The most bytes of a name that are copied into an error. Each shows as one byte at least, so that [`Quoted`] never misses the rest.
+const KEPT: usize = 4 * END;
 
 /// Shows `text` in double quotes on one line: control characters are escaped, a long middle is left out.
 pub(crate) struct Quoted<'a>(pub(crate) &'a str);
@@ -11,17 +14,41 @@ pub(crate) struct Quoted<'a>(pub(crate) &'a str);
 impl Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_char('"')?;
-        // A name may be 100 MB long, so its length is asked for only as far as it matters.
-        if self.0.chars().nth(SHOWN).is_none() {
-            write!(f, "{}", self.0.escape_debug())?;
-        } else {
-            let head: String = self.0.chars().take(SHOWN / 2).collect();
-            let tail: Vec<char> = self.0.chars().rev().take(SHOWN / 2).collect();
-            let tail: String = tail.into_iter().rev().collect();
-            write!(f, "{}...{}", head.escape_debug(), tail.escape_debug())?;
+        // A name may be 100 MB long, so no more of it is looked at than is shown.
+        let head = fitting(self.0.chars());
+        let rest = self.0.get(head..).unwrap_or_default();
+        let tail = fitting(rest.chars().rev());
+        let (middle, tail) = rest.split_at_checked(rest.len() - tail).unwrap_or((rest, ""));
+        write!(f, "{}", self.0.get(..head).unwrap_or_default().escape_debug())?;
+        if !middle.is_empty() {
+            f.write_str("...")?;
         }
-        f.write_char('"')
+        write!(f, "{}\"", tail.escape_debug())
     }
+}
+
+/// How many bytes of text these characters are, as far as they fit [`END`] bytes when escaped.
+fn fitting(characters: impl Iterator<Item = char>) -> usize {
+    let (mut bytes, mut shown) = (0, 0);
+    for character in characters {
+        shown += character.escape_debug().map(char::len_utf8).sum::<usize>();
+        if shown > END {
+            break;
+        }
+        bytes += character.len_utf8();
+    }
+    bytes
+}
+
+/// A copy of `name` for an error: all of it, or both ends of a long one. An error must not need as much memory as a hostile file.
+pub(crate) fn excerpt(name: &str) -> String {
+    if name.len() <= KEPT {
+        return name.to_owned();
+    }
+    let is_boundary = |at: &usize| name.is_char_boundary(*at);
+    let head = (0..=KEPT / 2).rev().find(is_boundary).unwrap_or(0);
+    let tail = (name.len() - KEPT / 2..name.len()).find(is_boundary).unwrap_or(name.len());
+    [name.get(..head), name.get(tail..)].map(Option::unwrap_or_default).concat()
 }
 
 #[cfg(test)]
@@ -32,6 +59,8 @@ mod tests {
     fn quoted_shows_short_names_as_they_are() {
         assert_eq!(Quoted("model.权重").to_string(), "\"model.权重\"");
         assert_eq!(Quoted("").to_string(), "\"\"");
+        let two_ends = "x".repeat(2 * END);
+        assert_eq!(Quoted(&two_ends).to_string(), format!("\"{two_ends}\""));
     }
 
     #[test]
@@ -40,9 +69,20 @@ mod tests {
     }
 
     #[test]
-    fn quoted_keeps_both_ends_of_a_long_name() {
-        let shown = Quoted(&format!("head{}tail", "x".repeat(1 << 20))).to_string();
-        assert!(shown.starts_with("\"head") && shown.ends_with("tail\""));
-        assert!(shown.contains("...") && shown.len() < 100);
+    fn quoted_keeps_both_ends_of_a_long_name_within_bounds() {
+        for middle in ["x", "权", "\u{1b}", "\u{10ffff}", "é"] {
+            let name = format!("head{}tail", middle.repeat(1000));
+            for name in [&name, &excerpt(&name)] {
+                let shown = Quoted(name).to_string();
+                assert!(shown.starts_with("\"head") && shown.ends_with("tail\""), "{shown}");
+                assert!(shown.contains("...") && shown.len() <= 2 * END + 5, "{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn excerpt_is_short() {
+        assert_eq!(excerpt("name"), "name");
+        assert!(excerpt(&"权".repeat(1 << 20)).len() <= KEPT);
     }
 }

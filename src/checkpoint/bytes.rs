@@ -4,6 +4,7 @@ use super::read::read_slice;
 use super::{Checkpoint, Tensor};
 use crate::error::Error;
 use crate::format::{Dtype, Slice, SliceError};
+use crate::quote::excerpt;
 use crate::storage::{Buffer, StorageError};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -147,7 +148,7 @@ impl Checkpoint {
         let slice = self.slice(&tensor, ranges)?;
         let (needed, given) = (slice.nbytes(), dst.len() as u64);
         let Some(dst) = dst.get_mut(..needed as usize) else {
-            return Err(Error::BufferTooSmall { tensor: tensor.name().to_owned(), needed, given });
+            return Err(Error::BufferTooSmall { tensor: excerpt(tensor.name()), needed, given });
         };
         let read = read_slice(&self.shard.storage, tensor.file_offset(), &slice, dst);
         read.map_err(|source| self.shard.storage_error(Some(tensor.name()), source))?;
@@ -179,7 +180,7 @@ impl Checkpoint {
     }
 
     fn slice_error(&self, tensor: &Tensor<'_>, source: SliceError) -> Error {
-        Error::Slice { path: self.shard.path_text(), tensor: tensor.name().to_owned(), source }
+        Error::Slice { path: self.shard.path_text(), tensor: excerpt(tensor.name()), source }
     }
 
     fn start_of(&self, tensor: &Tensor<'_>) -> Result<NonNull<u8>, Error> {
@@ -197,9 +198,7 @@ impl Checkpoint {
     }
 
     fn copy_of(&self, tensor: &Tensor<'_>) -> Result<Buffer, StorageError> {
-        let mut buffer = Buffer::new(tensor.nbytes())?;
-        self.shard.storage.read_exact_at(buffer.as_uninit_mut(), tensor.file_offset())?;
-        Ok(buffer)
+        self.shard.storage.read(tensor.file_offset(), tensor.nbytes())
     }
 }
 

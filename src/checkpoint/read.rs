@@ -8,6 +8,9 @@ use std::mem::MaybeUninit;
 /// A gap between two runs of up to this many bytes is read through rather than skipped: about what a system call costs in copied bytes.
 const MAX_GAP: u64 = 16 * 1024;
 
+/// Nor more than so many times the run after the gap: single elements of a wide row are read one by one, not with all of the row.
+const MAX_GAP_PER_BYTE: u64 = 64;
+
 /// The most that is read at once when gaps are read through; bounds the memory of a read.
 const MAX_WINDOW: u64 = 1024 * 1024;
 
@@ -71,7 +74,8 @@ impl Window {
     }
 
     fn reaches(&self, run: &Run, max_gap: u64) -> bool {
-        run.offset - self.stop <= max_gap && run.offset + run.len - self.start <= MAX_WINDOW
+        run.offset - self.stop <= max_gap.min(run.len.saturating_mul(MAX_GAP_PER_BYTE))
+            && run.offset + run.len - self.start <= MAX_WINDOW
     }
 }
 
@@ -106,6 +110,8 @@ mod tests {
         assert_eq!(windows(&[3, 10], 2..5, 6), [(2, 5, 1), (12, 15, 1), (22, 25, 1)]);
         assert_eq!(windows(&[3, 10], 0..10, 0), [(0, 30, 1)]);
         assert_eq!(windows(&[3, 10], 4..4, 9), []);
+        assert_eq!(windows(&[3, 65], 0..1, MAX_GAP).len(), 1);
+        assert_eq!(windows(&[3, 66], 0..1, MAX_GAP).len(), 3);
     }
 
     #[test]

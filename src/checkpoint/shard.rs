@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::format::{header_len, Header, PREFIX_LEN};
+use crate::quote::excerpt;
 use crate::storage::{Storage, StorageError};
 use std::ffi::CString;
 
@@ -34,7 +35,7 @@ impl Shard {
     }
 
     pub(super) fn storage_error(&self, tensor: Option<&str>, source: StorageError) -> Error {
-        Error::Storage { path: self.path_text(), tensor: tensor.map(str::to_owned), source }
+        Error::Storage { path: self.path_text(), tensor: tensor.map(excerpt), source }
     }
 }
 
@@ -51,9 +52,11 @@ fn read_header(storage: &Storage) -> Result<Header, Refused> {
     let file_len = storage.size();
     let prefix_len = file_len.min(PREFIX_LEN as u64);
     let prefix = storage.read(0, prefix_len).map_err(Refused::Storage)?;
-    let header_len = header_len(prefix.as_slice(), file_len).map_err(Refused::Header)?;
+    // SAFETY: `read` has initialised the buffer, which nobody else knows.
+    let header_len = header_len(unsafe { prefix.as_slice() }, file_len).map_err(Refused::Header)?;
     let text = storage.read(PREFIX_LEN as u64, header_len as u64).map_err(Refused::Storage)?;
-    let header = Header::parse(text.as_slice()).map_err(Refused::Header)?;
+    // SAFETY: as above.
+    let header = Header::parse(unsafe { text.as_slice() }).map_err(Refused::Header)?;
     header.check_file_len(file_len).map_err(Refused::Header)?;
     Ok(header)
 }

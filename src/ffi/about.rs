@@ -1,7 +1,7 @@
 //! Section "About the library".
 
-use super::error::{st_status, ST_ERR_INVALID_ARGUMENT, ST_ERR_NOT_FOUND, ST_OK};
-use super::guard::guard_value;
+use super::error::{st_status, ST_ERR_NOT_FOUND, ST_OK};
+use super::guard::{guard_status, guard_value};
 use super::handle::{c_bytes, output};
 use crate::format::Dtype;
 use std::ffi::{c_char, CStr};
@@ -93,7 +93,7 @@ pub extern "C" fn st_dtype_bits(dtype: st_dtype) -> u32 {
 /// ST_ERR_NOT_FOUND: there is no dtype of that name.
 #[no_mangle]
 pub unsafe extern "C" fn st_dtype_from_name(name: *const c_char, out: *mut st_dtype) -> st_status {
-    guard_value(ST_ERR_INVALID_ARGUMENT, || {
+    guard_status(|| {
         // SAFETY: the header's rules for strings and outputs.
         let (name, out) = unsafe { (c_bytes(name, "name").ok()?, output(out, "out").ok()?) };
         let Some(dtype) = std::str::from_utf8(name).ok().and_then(|name| name.parse::<Dtype>().ok()) else {

@@ -8,6 +8,7 @@ use super::handle::{array, array_mut, checkpoint, optional_output, output, share
 use super::open::st_checkpoint;
 use crate::checkpoint::{Checkpoint, View};
 use crate::error::Error;
+use crate::quote::excerpt;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -107,7 +108,7 @@ pub unsafe extern "C" fn st_tensor_view(
             let tensor = checkpoint.tensor_at(index)?;
             let rank_of_tensor = tensor.shape().len();
             if rank_of_tensor > MAX_RANK {
-                let tensor = tensor.name().to_owned();
+                let tensor = excerpt(tensor.name());
                 return Err(Error::RankTooLarge { tensor, rank: rank_of_tensor, limit: MAX_RANK });
             }
             let ranges = copy_ranges(checkpoint, index, ranges, rank)?;
@@ -117,8 +118,8 @@ pub unsafe extern "C" fn st_tensor_view(
     }
 }
 
-/// Copies a tensor or a slice of it to dst: packed, in row-major order. Only the slice is read, through gaps of up to 16 KiB
-/// where that saves system calls. Always reads the file (or buffer) itself: if the file was truncated this is an error and
+/// Copies a tensor or a slice of it to dst: packed, in row-major order. Only the slice is read, through gaps of up to 16 KiB and
+/// 64 times the run after them where that saves system calls. Always reads the file (or buffer) itself: if the file was truncated this is an error and
 /// never a signal, and what was written to memory after ST_OPEN_COPY_ON_WRITE is not seen.
 ///
 /// ranges, rank: as for st_tensor_view. dst: where the bytes go, of any alignment; may be NULL if there are none. dst_len: the room there in

@@ -1,10 +1,8 @@
 //! Section "The directory".
 
 use super::about::{number_of as dtype_number, st_dtype};
-use super::error::{
-    st_error, st_status, ST_ERR_INVALID_ARGUMENT, ST_ERR_NOT_FOUND, ST_ERR_NO_MEMORY, ST_ERR_OUT_OF_RANGE, ST_OK,
-};
-use super::guard::{guard, guard_value};
+use super::error::{st_error, st_status, ST_ERR_NOT_FOUND, ST_ERR_NO_MEMORY, ST_ERR_OUT_OF_RANGE, ST_OK};
+use super::guard::{guard, guard_status, guard_value};
 use super::handle::{array, c_bytes, checkpoint, optional_output, output};
 use super::open::{number_of as storage_number, st_checkpoint};
 use std::ffi::c_char;
@@ -87,7 +85,7 @@ pub unsafe extern "C" fn st_find(
     name: *const c_char,
     index: *mut usize,
 ) -> st_status {
-    guard_value(ST_ERR_INVALID_ARGUMENT, || {
+    guard_status(|| {
         // SAFETY: the header's rules for strings.
         let name = unsafe { c_bytes(name, "name") }.ok()?;
         // SAFETY: the header's rules for handles and outputs.
@@ -103,7 +101,7 @@ pub unsafe extern "C" fn st_find_n(
     name_len: usize,
     index: *mut usize,
 ) -> st_status {
-    guard_value(ST_ERR_INVALID_ARGUMENT, || {
+    guard_status(|| {
         // SAFETY: the header's rules for strings.
         let name = unsafe { array(name.cast::<u8>(), name_len, "name") }.ok()?;
         // SAFETY: the header's rules for handles and outputs.
@@ -136,7 +134,7 @@ pub unsafe extern "C" fn st_find_prefix(
     indices: *mut *const usize,
     len: *mut usize,
 ) -> st_status {
-    guard_value(ST_ERR_INVALID_ARGUMENT, || {
+    guard_status(|| {
         // SAFETY: the header's rules for handles and strings.
         let (checkpoint, prefix) = unsafe { (self::checkpoint(checkpoint).ok()?, c_bytes(prefix, "prefix").ok()?) };
         // SAFETY: the header's rules for outputs.
@@ -185,7 +183,7 @@ pub unsafe extern "C" fn st_tensor_info(
 /// ST_ERR_INVALID_ARGUMENT: a NULL.
 #[no_mangle]
 pub unsafe extern "C" fn st_checkpoint_info(checkpoint: *const st_checkpoint, out: *mut st_info) -> st_status {
-    guard_value(ST_ERR_INVALID_ARGUMENT, || {
+    guard_status(|| {
         // SAFETY: the header's rules for handles and outputs.
         let (checkpoint, out) = unsafe { (self::checkpoint(checkpoint).ok()?, output(out, "out").ok()?) };
         let info = checkpoint.info();
@@ -221,7 +219,7 @@ pub unsafe extern "C" fn st_metadata_at(
     key: *mut *const c_char,
     value: *mut *const c_char,
 ) -> st_status {
-    guard_value(ST_ERR_INVALID_ARGUMENT, || {
+    guard_status(|| {
         // SAFETY: NULL or an open handle.
         let checkpoint = unsafe { self::checkpoint(checkpoint) }.ok()?;
         let Some((found_key, found_value)) = checkpoint.metadata(i) else { return Some(ST_ERR_OUT_OF_RANGE) };

@@ -6,6 +6,7 @@ use super::guard::guard_value;
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::format::Dtype;
+use crate::quote::excerpt;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::ptr::null_mut;
@@ -97,7 +98,7 @@ pub(super) fn export_unversioned(
     let tensor = checkpoint.tensor_at(index)?;
     if code_of(tensor.dtype()) > LAST_UNVERSIONED_CODE {
         let what = "a DLPack tensor of the form before version 1.0";
-        return Err(Error::Unsupported { tensor: tensor.name().to_owned(), dtype: tensor.dtype(), what });
+        return Err(Error::Unsupported { tensor: excerpt(tensor.name()), dtype: tensor.dtype(), what });
     }
     let (dl_tensor, context) = prepare(checkpoint, index, ranges)?;
     let manager_ctx = Box::into_raw(context).cast();
@@ -113,7 +114,7 @@ fn prepare(
     let tensor = checkpoint.tensor_at(index)?;
     let view = checkpoint.tensor_view(index, ranges)?;
     let too_large = |_| Error::Unsupported {
-        tensor: tensor.name().to_owned(),
+        tensor: excerpt(tensor.name()),
         dtype: tensor.dtype(),
         what: "a DLPack tensor: its shape is beyond 63 bits",
     };

@@ -1,6 +1,6 @@
 //! The last net: no error and no panic gets past it.
 
-use super::error::{st_error, st_status, ST_OK};
+use super::error::{st_error, st_status, ST_ERR_INTERNAL, ST_ERR_INVALID_ARGUMENT, ST_OK};
 use crate::error::Error;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
@@ -24,6 +24,14 @@ pub(super) unsafe fn guard(err: *mut st_error, body: impl FnOnce() -> Result<(),
     status
 }
 
+/// Runs the body of a function that returns a status and has no `st_error`. `None` is an argument that is NULL.
+pub(super) fn guard_status(body: impl FnOnce() -> Option<st_status>) -> st_status {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(status) => status.unwrap_or(ST_ERR_INVALID_ARGUMENT),
+        Err(_) => ST_ERR_INTERNAL,
+    }
+}
+
 /// Runs the body of a function that returns a value and no status; `otherwise` is the value on failure.
 pub(super) fn guard_value<T>(otherwise: T, body: impl FnOnce() -> Option<T>) -> T {
     match catch_unwind(AssertUnwindSafe(body)) {
@@ -34,7 +42,6 @@ pub(super) fn guard_value<T>(otherwise: T, body: impl FnOnce() -> Option<T>) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::error::{ST_ERR_INTERNAL, ST_ERR_INVALID_ARGUMENT};
     use super::*;
 
     #[test]
@@ -57,6 +64,7 @@ mod tests {
         // SAFETY: `err` is a local.
         assert_eq!(unsafe { guard(&mut err, || panic!("on purpose")) }, ST_ERR_INTERNAL);
         assert_eq!(err.status, ST_ERR_INTERNAL);
+        assert_eq!(guard_status(|| panic!("on purpose")), ST_ERR_INTERNAL);
         assert_eq!(guard_value(7, || panic!("on purpose")), 7);
     }
 }

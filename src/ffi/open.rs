@@ -31,8 +31,8 @@ pub const ST_STORAGE_MEMORY: i32 = 3;
 /// st_tensor_read still gives the file's bytes. Costs memory for the pages that are written. (Over a buffer: tensors are copied
 /// when they are first pointed to.)
 pub const ST_OPEN_COPY_ON_WRITE: u32 = 1;
-/// Read all of the file in before st_open returns: into the mapping, where an error of the disk is reported as ST_ERR_IO rather than
-/// raised as SIGBUS later; without a mapping, start reading ahead into the page cache.
+/// Read all of the file in before st_open returns: into the mapping (before Linux 5.14: into the page cache), where an error of the disk
+/// is reported as ST_ERR_IO rather than raised as SIGBUS later; without a mapping, start reading ahead into the page cache.
 pub const ST_OPEN_POPULATE: u32 = 2;
 /// Lock the mapping into physical memory. Needs RLIMIT_MEMLOCK, or fails with ST_ERR_IO or ST_ERR_NO_MEMORY; ST_ERR_UNSUPPORTED
 /// where there is no mapping. With ST_OPEN_COPY_ON_WRITE every page becomes a private copy.

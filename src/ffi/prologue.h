@@ -41,8 +41,12 @@
  *   Signals.   A pointer into a mapping (st_tensor_ptr, st_tensor_view, st_tensor_dlpack) is memory like any mapped file: if
  *              another program truncates the file, touching the lost pages raises SIGBUS; if it overwrites the file, the bytes
  *              change. Open with ST_STORAGE_READ where files are not under your control. Nothing else in this library can
- *              raise a signal; st_tensor_read reports ST_ERR_TRUNCATED instead. (Replacing a file by rename is always safe.)
- *   Side effects. No output to stdout or stderr, no environment variables, no signal handlers, no global state, no callbacks.
+ *              raise a signal; st_tensor_read reports ST_ERR_TRUNCATED instead. (Replacing a file by rename is always safe.
+ *              A buffer given to st_open_buffer is the caller's: if it is itself a mapping, the same holds for every access.)
+ *   Side effects. No output to stdout or stderr, no environment variables, no signal handlers, no global state, no callbacks. (Rust
+ *              itself breaks this rule in two cases: a bug that ends as ST_ERR_INTERNAL prints a line to stderr first, and when
+ *              there is no memory even for an error message, the process ends. Memory of a size that a file or a caller chooses
+ *              is ST_ERR_NO_MEMORY.)
  *   Growth.    Options are structs whose first field is their size; initialise them with their ST_..._INIT macro, or zero them and
  *              set struct_size. Zero is the default of each field. A program compiled against an older or newer header works
  *              as long as it uses only what both know; what the library does not know is ST_ERR_INVALID_ARGUMENT.

@@ -3,6 +3,7 @@
 use super::directory::Directory;
 use super::names::{NameTable, NameTableError};
 use super::{json, scan, validate, Dtype, HeaderError};
+use crate::quote::excerpt;
 
 /// The longest header that is accepted, in bytes. The reference implementation's limit.
 pub const MAX_HEADER_LEN: usize = 100_000_000;
@@ -173,7 +174,7 @@ fn key(directory: &Directory, index: usize) -> &[u8] {
 }
 
 fn string(utf8: &[u8]) -> String {
-    String::from_utf8_lossy(utf8).into_owned()
+    excerpt(std::str::from_utf8(utf8).unwrap_or_default())
 }
 
 #[cfg(test)]

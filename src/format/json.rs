@@ -6,19 +6,30 @@
 
 use super::directory::{Directory, NoRoom, Span};
 use super::{Dtype, HeaderError};
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use crate::quote::excerpt;
+use serde::de::{DeserializeSeed, Deserializer, Error, Expected, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
 /// The directory of `text`.
 pub fn parse(text: &str) -> Result<Directory, HeaderError> {
+    // serde_json unescapes strings into memory that it allocates without a way to fail: at most so much.
+    let mut room: Vec<u8> = Vec::new();
+    if room.try_reserve_exact(text.len().saturating_mul(MOST_SCRATCH)).is_err() {
+        return Err(HeaderError::NoMemory { header_len: text.len() });
+    }
+    drop(room);
+
     let mut reader = Reader { header_len: text.len(), ..Reader::default() };
     let mut json = serde_json::Deserializer::from_str(text);
-    let parsed = json.deserialize_map(Header(&mut reader)).and_then(|()| json.end());
+    let parsed = json.deserialize_any(Header(&mut reader)).and_then(|()| json.end());
     match parsed {
         Ok(()) => Ok(reader.directory),
         Err(error) => Err(reader.explain(&error)),
     }
 }
+
+/// A vector that grows to the size of the text, while it moves to twice its capacity, in sizes of the text.
+const MOST_SCRATCH: usize = 3;
 
 /// What has been read so far.
 #[derive(Default)]
@@ -59,13 +70,13 @@ impl Reader {
 
     fn keep_name<E: Error>(&mut self, name: &str) -> Result<Span, E> {
         if name.contains('\0') {
-            return Err(self.fail(HeaderError::NulInName { name: name.to_owned() }));
+            return Err(self.fail(HeaderError::NulInName { name: excerpt(name) }));
         }
         self.keep(name)
     }
 
     fn string(&self, span: Span) -> String {
-        String::from_utf8_lossy(span.of(&self.directory.text)).into_owned()
+        excerpt(std::str::from_utf8(span.of(&self.directory.text)).unwrap_or_default())
     }
 
     /// The name of the tensor being read; empty outside of one.
@@ -85,7 +96,7 @@ impl Reader {
         if let Some(failure) = self.failure.take() {
             return failure;
         }
-        let reason = error.to_string();
+        let reason = excerpt(&error.to_string());
         if !error.is_data() {
             return HeaderError::Json { reason };
         }
@@ -97,6 +108,11 @@ impl Reader {
     }
 }
 
+/// The error of a string where something else belongs. serde's own shows the string, which may be as long as the header.
+fn found_string<T, E: Error>(expected: &dyn Expected) -> Result<T, E> {
+    Err(E::custom(format_args!("invalid type: string, expected {expected}")))
+}
+
 /// The header: tensors by name, and `__metadata__`.
 struct Header<'r>(&'r mut Reader);
 
@@ -105,6 +121,10 @@ impl<'de> Visitor<'de> for Header<'_> {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        found_string(&self)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
@@ -173,6 +193,10 @@ impl<'de> Visitor<'de> for Metadata<'_> {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of strings")
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        found_string(&self)
     }
 
     fn visit_unit<E: Error>(self) -> Result<(), E> {
@@ -244,6 +268,10 @@ impl<'de> Visitor<'de> for Tensor<'_> {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with dtype, shape and data_offsets")
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        found_string(&self)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
@@ -333,7 +361,7 @@ impl<'de> Visitor<'de> for DtypeValue<'_> {
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Dtype, E> {
         Dtype::from_name(name.as_bytes()).ok_or_else(|| {
-            let cause = HeaderError::Dtype { tensor: self.0.tensor(), dtype: name.to_owned() };
+            let cause = HeaderError::Dtype { tensor: self.0.tensor(), dtype: excerpt(name) };
             self.0.fail(cause)
         })
     }
@@ -342,7 +370,7 @@ impl<'de> Visitor<'de> for DtypeValue<'_> {
         let Some(dtype) = map.next_key_seed(DtypeValue(self.0))? else {
             return Err(self.0.wrong_structure("its dtype is an empty object"));
         };
-        map.next_value::<()>()?;
+        map.next_value_seed(Null)?;
         match map.next_key::<IgnoredAny>()? {
             None => Ok(dtype),
             Some(_) => Err(self.0.wrong_structure("its dtype is an object with several keys")),
@@ -357,7 +385,7 @@ impl<'de> DeserializeSeed<'de> for ShapeValue<'_> {
     type Value = usize;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<usize, D::Error> {
-        deserializer.deserialize_seq(self)
+        deserializer.deserialize_any(self)
     }
 }
 
@@ -368,9 +396,13 @@ impl<'de> Visitor<'de> for ShapeValue<'_> {
         f.write_str("a shape: an array of non-negative integers")
     }
 
+    fn visit_str<E: Error>(self, _: &str) -> Result<usize, E> {
+        found_string(&self)
+    }
+
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<usize, A::Error> {
         let dims_start = self.0.directory.dims.len();
-        while let Some(dim) = seq.next_element()? {
+        while let Some(dim) = seq.next_element_seed(Integer)? {
             let pushed = self.0.directory.push_dim(dim);
             self.0.room(pushed)?;
         }
@@ -385,7 +417,7 @@ impl<'de> DeserializeSeed<'de> for OffsetsValue {
     type Value = (u64, u64);
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(u64, u64), D::Error> {
-        deserializer.deserialize_seq(self)
+        deserializer.deserialize_any(self)
     }
 }
 
@@ -396,12 +428,70 @@ impl<'de> Visitor<'de> for OffsetsValue {
         f.write_str("data_offsets: an array of two non-negative integers")
     }
 
+    fn visit_str<E: Error>(self, _: &str) -> Result<(u64, u64), E> {
+        found_string(&self)
+    }
+
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(u64, u64), A::Error> {
-        match (seq.next_element()?, seq.next_element()?, seq.next_element::<IgnoredAny>()?) {
+        match (seq.next_element_seed(Integer)?, seq.next_element_seed(Integer)?, seq.next_element::<IgnoredAny>()?) {
             (Some(start), Some(stop), None) => Ok((start, stop)),
             (Some(_), Some(_), Some(_)) => Err(A::Error::custom("data_offsets has more than two numbers")),
             (first, ..) => Err(A::Error::invalid_length(usize::from(first.is_some()), &self)),
         }
+    }
+}
+
+/// A non-negative integer of 64 bits.
+struct Integer;
+
+impl<'de> DeserializeSeed<'de> for Integer {
+    type Value = u64;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<u64, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Visitor<'_> for Integer {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a non-negative integer")
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<u64, E> {
+        found_string(&self)
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<u64, E> {
+        Ok(value)
+    }
+}
+
+/// The null that may follow a dtype written as an object.
+struct Null;
+
+impl<'de> DeserializeSeed<'de> for Null {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Visitor<'_> for Null {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("null")
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        found_string(&self)
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::directory::{Directory, Entry};
 use super::{Dtype, HeaderError};
+use crate::quote::excerpt;
 use std::fmt::Write;
 
 /// Checks that the tensors of `directory` cover a data section without gap or overlap, each with the size that its dtype and
@@ -26,7 +27,7 @@ fn check_in_order<'d>(directory: &Directory, by_offset: impl Iterator<Item = &'d
     let mut expected = 0;
     for entry in by_offset {
         let Entry { dtype, start, stop, .. } = *entry;
-        let tensor = || String::from_utf8_lossy(entry.name.of(&directory.text)).into_owned();
+        let tensor = || excerpt(std::str::from_utf8(entry.name.of(&directory.text)).unwrap_or_default());
         if stop < start {
             return Err(HeaderError::OffsetsReversed { tensor: tensor(), start, stop });
         }

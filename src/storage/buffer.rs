@@ -64,14 +64,18 @@ impl Buffer {
         }
     }
 
-    /// The bytes. Only for a buffer whose [`Buffer::start`] nobody has been given.
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        // SAFETY: the memory is ours, `len` bytes long, and zeroed when it was made; who could write to it borrows it mutably.
+    /// The bytes.
+    ///
+    /// # Safety
+    ///
+    /// Whoever filled the buffer has left all of it initialised, and nobody writes through [`Buffer::start`] as long as the slice lives.
+    pub(crate) unsafe fn as_slice(&self) -> &[u8] {
+        // SAFETY: the memory is ours and `len` bytes long; the rest is the caller's promise.
         unsafe { std::slice::from_raw_parts(self.start().as_ptr(), self.len) }
     }
 
     /// The bytes, for a read to fill.
-    pub(crate) fn as_uninit_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+    pub(super) fn as_uninit_mut(&mut self) -> &mut [MaybeUninit<u8>] {
         // SAFETY: the memory is ours, `len` bytes long, and borrowed mutably as long as the slice; pointers to it are given out only
         // after it has been filled.
         unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr().cast(), self.len) }

@@ -46,11 +46,10 @@ impl Mapping {
     pub(super) fn populate(&self, reader: &Reader) -> Result<(), StorageError> {
         match self.0.advise(Advice::PopulateRead) {
             Ok(()) => Ok(()),
-            // Linux before 5.14 does not know it: the page cache at least can be filled.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                reader.read_ahead();
-                Ok(())
-            }
+            // Linux before 5.14 does not know it: what can be done there is to bring all of the file into the page cache.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => reader.read_through(),
+            // What a touch of the page would have raised SIGBUS for: reading tells why.
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => reader.read_through(),
             Err(error) => Err(StorageError::io("populate the mapping", error)),
         }
     }

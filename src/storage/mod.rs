@@ -163,7 +163,7 @@ impl Storage {
         }
     }
 
-    /// Reads `len` bytes from `offset` on into memory of their own.
+    /// Reads `len` bytes from `offset` on into memory of their own. All of it is initialised.
     pub(crate) fn read(&self, offset: u64, len: u64) -> Result<Buffer, StorageError> {
         let mut buffer = Buffer::new(len)?;
         self.read_exact_at(buffer.as_uninit_mut(), offset)?;

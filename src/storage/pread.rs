@@ -22,7 +22,13 @@ impl Reader {
         check_type(std::fs::metadata(path).map_err(refused)?.file_type())?;
         // Nor may a FIFO that has just taken the file's place make us wait for a writer.
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(refused)?;
+        let open = |flags| OpenOptions::new().read(true).custom_flags(flags).open(path);
+        let file = match open(flags) {
+            // A lease on the file, as file servers take them, is given up while a blocking open waits.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => open(libc::O_NOCTTY),
+            opened => opened,
+        }
+        .map_err(refused)?;
         let metadata = file.metadata().map_err(refused)?;
         check_type(metadata.file_type())?;
         Ok(Reader { len: metadata.len(), file })
@@ -51,6 +57,18 @@ impl Reader {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(StorageError::io("read", error)),
             }
+        }
+        Ok(())
+    }
+
+    /// Reads the whole file, for the page cache to have it.
+    pub(super) fn read_through(&self) -> Result<(), StorageError> {
+        let mut scratch = [MaybeUninit::uninit(); 64 * 1024];
+        let mut offset = 0;
+        while offset < self.len {
+            let len = (self.len - offset).min(scratch.len() as u64);
+            self.read_exact_at(scratch.get_mut(..len as usize).unwrap_or_default(), offset)?;
+            offset += len;
         }
         Ok(())
     }

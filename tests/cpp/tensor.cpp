@@ -89,6 +89,8 @@ static void mutable_data_needs_copy_on_write() {
     THROWS(ST_ERR_UNSUPPORTED, "ST_OPEN_COPY_ON_WRITE", read_only["weight"].mutable_data<float>());
     const st::Checkpoint writable = open_sample({ST_STORAGE_AUTO, ST_OPEN_COPY_ON_WRITE});
     THROWS(ST_ERR_UNSUPPORTED, "F32", writable["weight"].mutable_data<double>());
+    CHECK(writable["bias"].mutable_bits<std::uint16_t>().size() == 5);
+    THROWS(ST_ERR_UNSUPPORTED, "ST_OPEN_COPY_ON_WRITE", read_only["bias"].mutable_bits<std::uint16_t>());
     for (float &element : writable["weight"].mutable_data<float>())
         element = 2;
     CHECK(writable["weight"].data<float>()[19] == 2);
