@@ -2,7 +2,7 @@
 //!
 //! Each section of the header is a file here, in the order of [`SECTIONS`]; its comments are the header's comments, written for
 //! readers of C. Every function checks its pointers, calls one function of the core, and writes its outputs, inside
-//! [`guard`](guard::guard), which turns errors and panics into an `st_status`.
+//! `guard`, which turns errors and panics into an `st_status`.
 //!
 //! # Safety
 //!
@@ -12,6 +12,8 @@
 #![allow(non_camel_case_types)]
 // The header's introduction and the functions' comments, which are the header's, say what is safe.
 #![allow(clippy::missing_safety_doc)]
+// Brackets in those comments are C's.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 mod dlpack;
 mod guard;
