@@ -41,6 +41,8 @@ fn fitting(characters: impl Iterator<Item = char>) -> usize {
 }
 
 /// A copy of `name` for an error: all of it, or both ends of a long one. An error must not need as much memory as a hostile file.
+#[cold]
+#[inline(never)]
 pub(crate) fn excerpt(name: &str) -> String {
     if name.len() <= KEPT {
         return name.to_owned();

@@ -13,6 +13,7 @@ pub struct Span {
 
 impl Span {
     /// The string's bytes; empty if `text` is not the text of this span.
+    #[inline]
     pub(super) fn of(self, text: &[u8]) -> &[u8] {
         let start = self.start as usize;
         text.get(start..start + self.len as usize).unwrap_or_default()

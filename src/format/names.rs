@@ -57,6 +57,7 @@ impl NameTable {
         Some(slot.index as usize)
     }
 
+    #[inline]
     fn hash_of(&self, name: &[u8]) -> u64 {
         let mut hasher = self.hash.build_hasher();
         hasher.write(name);
