@@ -5,7 +5,8 @@ use std::fmt::{self, Display, Write};
 /// The most bytes of either end of a name that a message shows, escapes included: a path, a name and their numbers must fit 503.
 const END: usize = 56;
 
-/// The most bytes of a name that are copied into an error. Each shows as one byte at least, so that [`Quoted`] never misses the rest.
+/// The most bytes of a name that are copied into an error: of either end twice what is shown, so that [`Quoted`] shows of the copy
+/// what it would of the name.
 const KEPT: usize = 4 * END;
 
 /// Shows `text` in double quotes on one line: control characters are escaped, a long middle is left out.

@@ -118,9 +118,9 @@ pub unsafe extern "C" fn st_tensor_view(
     }
 }
 
-/// Copies a tensor or a slice of it to dst: packed, in row-major order. Only the slice is read, through gaps of up to 16 KiB and
-/// 64 times the run after them where that saves system calls. Always reads the file (or buffer) itself: if the file was truncated this is an error and
-/// never a signal, and what was written to memory after ST_OPEN_COPY_ON_WRITE is not seen.
+/// Copies a tensor or a slice of it to dst: packed, in row-major order. Only the slice is read, and gaps in it where that saves system
+/// calls: of up to 16 KiB, and up to 64 times the bytes that follow the gap. Always reads the file (or buffer) itself: if the file was
+/// truncated this is an error and never a signal, and what was written to memory after ST_OPEN_COPY_ON_WRITE is not seen.
 ///
 /// ranges, rank: as for st_tensor_view. dst: where the bytes go, of any alignment; may be NULL if there are none. dst_len: the room there in
 /// bytes, at least the size of the slice.

@@ -31,6 +31,18 @@ pub fn parse(text: &str) -> Result<Directory, HeaderError> {
 /// A vector that grows to the size of the text, while it moves to twice its capacity, in sizes of the text.
 const MOST_SCRATCH: usize = 3;
 
+/// Reads any value with a visitor, which says itself what it takes. (serde_json's typed calls put what they find instead, whole, into
+/// messages.)
+struct Any<V>(V);
+
+impl<'de, V: Visitor<'de>> DeserializeSeed<'de> for Any<V> {
+    type Value = V::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
+        deserializer.deserialize_any(self.0)
+    }
+}
+
 /// What has been read so far.
 #[derive(Default)]
 struct Reader {
@@ -129,7 +141,7 @@ impl<'de> Visitor<'de> for Header<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut metadata_seen = false;
-        while let Some(key) = map.next_key_seed(HeaderKey(self.0))? {
+        while let Some(key) = map.next_key_seed(Any(HeaderKey(self.0)))? {
             match key {
                 None if metadata_seen => {
                     let key = "__metadata__".to_owned();
@@ -138,11 +150,11 @@ impl<'de> Visitor<'de> for Header<'_> {
                 None => {
                     metadata_seen = true;
                     self.0.context = Context::Metadata;
-                    map.next_value_seed(Metadata(self.0))?;
+                    map.next_value_seed(Any(Metadata(self.0)))?;
                 }
                 Some(name) => {
                     self.0.context = Context::Tensor(name);
-                    map.next_value_seed(Tensor { reader: self.0, name })?;
+                    map.next_value_seed(Any(Tensor { reader: self.0, name }))?;
                 }
             }
             self.0.context = Context::Header;
@@ -153,14 +165,6 @@ impl<'de> Visitor<'de> for Header<'_> {
 
 /// A key of the header: a tensor's name, or `None` for `__metadata__`.
 struct HeaderKey<'r>(&'r mut Reader);
-
-impl<'de> DeserializeSeed<'de> for HeaderKey<'_> {
-    type Value = Option<Span>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<Span>, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
 
 impl Visitor<'_> for HeaderKey<'_> {
     type Value = Option<Span>;
@@ -180,14 +184,6 @@ impl Visitor<'_> for HeaderKey<'_> {
 /// The value of `__metadata__`.
 struct Metadata<'r>(&'r mut Reader);
 
-impl<'de> DeserializeSeed<'de> for Metadata<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
 impl<'de> Visitor<'de> for Metadata<'_> {
     type Value = ();
 
@@ -204,8 +200,8 @@ impl<'de> Visitor<'de> for Metadata<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(key) = map.next_key_seed(MetadataString { reader: self.0, is_key: true })? {
-            let value = map.next_value_seed(MetadataString { reader: self.0, is_key: false })?;
+        while let Some(key) = map.next_key_seed(Any(MetadataString { reader: self.0, is_key: true }))? {
+            let value = map.next_value_seed(Any(MetadataString { reader: self.0, is_key: false }))?;
             let pushed = self.0.directory.push_metadata(key, value);
             self.0.room(pushed)?;
         }
@@ -217,14 +213,6 @@ impl<'de> Visitor<'de> for Metadata<'_> {
 struct MetadataString<'r> {
     reader: &'r mut Reader,
     is_key: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for MetadataString<'_> {
-    type Value = Span;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Span, D::Error> {
-        deserializer.deserialize_str(self)
-    }
 }
 
 impl Visitor<'_> for MetadataString<'_> {
@@ -255,14 +243,6 @@ impl Tensor<'_> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Tensor<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
 impl<'de> Visitor<'de> for Tensor<'_> {
     type Value = ();
 
@@ -276,17 +256,17 @@ impl<'de> Visitor<'de> for Tensor<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let (mut dtype, mut dims, mut offsets) = (None, None, None);
-        while let Some(field) = map.next_key_seed(FieldKey)? {
+        while let Some(field) = map.next_key_seed(Any(FieldKey))? {
             match field {
                 Field::Dtype if dtype.is_some() => return Err(self.reader.wrong_structure("dtype occurs twice")),
                 Field::Shape if dims.is_some() => return Err(self.reader.wrong_structure("shape occurs twice")),
                 Field::Offsets if offsets.is_some() => {
                     return Err(self.reader.wrong_structure("data_offsets occurs twice"))
                 }
-                Field::Dtype => dtype = Some(map.next_value_seed(DtypeValue(self.reader))?),
-                Field::Shape => dims = Some(map.next_value_seed(ShapeValue(self.reader))?),
-                Field::Offsets => offsets = Some(map.next_value_seed(OffsetsValue)?),
-                Field::Unknown => map.next_value_seed(Anything)?,
+                Field::Dtype => dtype = Some(map.next_value_seed(Any(DtypeValue(self.reader)))?),
+                Field::Shape => dims = Some(map.next_value_seed(Any(ShapeValue(self.reader)))?),
+                Field::Offsets => offsets = Some(map.next_value_seed(Any(OffsetsValue))?),
+                Field::Unknown => map.next_value_seed(Any(Anything))?,
             }
         }
         let Some(dtype) = dtype else { return Err(self.reader.wrong_structure("it has no dtype")) };
@@ -296,9 +276,9 @@ impl<'de> Visitor<'de> for Tensor<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let dtype = seq.next_element_seed(DtypeValue(self.reader))?;
-        let dims = seq.next_element_seed(ShapeValue(self.reader))?;
-        let offsets = seq.next_element_seed(OffsetsValue)?;
+        let dtype = seq.next_element_seed(Any(DtypeValue(self.reader)))?;
+        let dims = seq.next_element_seed(Any(ShapeValue(self.reader)))?;
+        let offsets = seq.next_element_seed(Any(OffsetsValue))?;
         match (dtype, dims, offsets, seq.next_element::<IgnoredAny>()?) {
             (Some(dtype), Some(dims), Some(offsets), None) => self.finish(dtype, dims, offsets),
             _ => Err(self.reader.wrong_structure("as an array it needs just dtype, shape and data_offsets")),
@@ -315,14 +295,6 @@ enum Field {
 
 /// A key in a tensor's description.
 struct FieldKey;
-
-impl<'de> DeserializeSeed<'de> for FieldKey {
-    type Value = Field;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Field, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
 
 impl Visitor<'_> for FieldKey {
     type Value = Field;
@@ -344,14 +316,6 @@ impl Visitor<'_> for FieldKey {
 /// A dtype: its name, or an object whose only key is its name and whose value is null.
 struct DtypeValue<'r>(&'r mut Reader);
 
-impl<'de> DeserializeSeed<'de> for DtypeValue<'_> {
-    type Value = Dtype;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Dtype, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
 impl<'de> Visitor<'de> for DtypeValue<'_> {
     type Value = Dtype;
 
@@ -367,10 +331,10 @@ impl<'de> Visitor<'de> for DtypeValue<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Dtype, A::Error> {
-        let Some(dtype) = map.next_key_seed(DtypeValue(self.0))? else {
+        let Some(dtype) = map.next_key_seed(Any(DtypeValue(self.0)))? else {
             return Err(self.0.wrong_structure("its dtype is an empty object"));
         };
-        map.next_value_seed(Null)?;
+        map.next_value_seed(Any(Null))?;
         match map.next_key::<IgnoredAny>()? {
             None => Ok(dtype),
             Some(_) => Err(self.0.wrong_structure("its dtype is an object with several keys")),
@@ -380,14 +344,6 @@ impl<'de> Visitor<'de> for DtypeValue<'_> {
 
 /// A shape: an array of non-negative integers. What it gives is where they start in `Directory::dims`.
 struct ShapeValue<'r>(&'r mut Reader);
-
-impl<'de> DeserializeSeed<'de> for ShapeValue<'_> {
-    type Value = usize;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<usize, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
 
 impl<'de> Visitor<'de> for ShapeValue<'_> {
     type Value = usize;
@@ -402,7 +358,7 @@ impl<'de> Visitor<'de> for ShapeValue<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<usize, A::Error> {
         let dims_start = self.0.directory.dims.len();
-        while let Some(dim) = seq.next_element_seed(Integer)? {
+        while let Some(dim) = seq.next_element_seed(Any(Integer))? {
             let pushed = self.0.directory.push_dim(dim);
             self.0.room(pushed)?;
         }
@@ -412,14 +368,6 @@ impl<'de> Visitor<'de> for ShapeValue<'_> {
 
 /// `data_offsets`: exactly two non-negative integers.
 struct OffsetsValue;
-
-impl<'de> DeserializeSeed<'de> for OffsetsValue {
-    type Value = (u64, u64);
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(u64, u64), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
 
 impl<'de> Visitor<'de> for OffsetsValue {
     type Value = (u64, u64);
@@ -433,7 +381,11 @@ impl<'de> Visitor<'de> for OffsetsValue {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(u64, u64), A::Error> {
-        match (seq.next_element_seed(Integer)?, seq.next_element_seed(Integer)?, seq.next_element::<IgnoredAny>()?) {
+        match (
+            seq.next_element_seed(Any(Integer))?,
+            seq.next_element_seed(Any(Integer))?,
+            seq.next_element::<IgnoredAny>()?,
+        ) {
             (Some(start), Some(stop), None) => Ok((start, stop)),
             (Some(_), Some(_), Some(_)) => Err(A::Error::custom("data_offsets has more than two numbers")),
             (first, ..) => Err(A::Error::invalid_length(usize::from(first.is_some()), &self)),
@@ -443,14 +395,6 @@ impl<'de> Visitor<'de> for OffsetsValue {
 
 /// A non-negative integer of 64 bits.
 struct Integer;
-
-impl<'de> DeserializeSeed<'de> for Integer {
-    type Value = u64;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<u64, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
 
 impl Visitor<'_> for Integer {
     type Value = u64;
@@ -471,14 +415,6 @@ impl Visitor<'_> for Integer {
 /// The null that may follow a dtype written as an object.
 struct Null;
 
-impl<'de> DeserializeSeed<'de> for Null {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
 impl Visitor<'_> for Null {
     type Value = ();
 
@@ -498,14 +434,6 @@ impl Visitor<'_> for Null {
 /// A value that nobody asked for, yet read in full: `IgnoredAny` would let wrong escapes and numbers beyond f64 pass, which the
 /// reference implementation refuses.
 struct Anything;
-
-impl<'de> DeserializeSeed<'de> for Anything {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
 
 impl<'de> Visitor<'de> for Anything {
     type Value = ();
@@ -539,13 +467,13 @@ impl<'de> Visitor<'de> for Anything {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while seq.next_element_seed(Anything)?.is_some() {}
+        while seq.next_element_seed(Any(Anything))?.is_some() {}
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while map.next_key_seed(Anything)?.is_some() {
-            map.next_value_seed(Anything)?;
+        while map.next_key_seed(Any(Anything))?.is_some() {
+            map.next_value_seed(Any(Anything))?;
         }
         Ok(())
     }

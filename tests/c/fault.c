@@ -9,7 +9,8 @@
 
 #include <dlfcn.h>
 #include <errno.h>
-#include <stdatomic.h>
+#include <fcntl.h>
+#include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -25,6 +26,8 @@ static struct faults {
     int pread_ends_at;     /* from this call on the file is at its end */
     bool mmap_not_shared, mmap_not_private, mmap_not_anonymous;
     bool populate_unknown; /* as in Linux before 5.14 */
+    int open_would_block;  /* opens that may not wait fail, as for a file with a lease; counted here */
+    bool leased;
     long file_system;      /* f_type that fstatfs gives */
     int mapped;            /* files mapped, counted here */
 } faults;
@@ -77,6 +80,21 @@ int madvise(void *address, size_t len, int advice) {
         return -1;
     }
     return next(address, len, advice);
+}
+
+int open64(const char *path, int flags, ...) {
+    int (*next)(const char *, int, ...);
+    *(void **)&next = real("open64");
+    if (faults.leased && (flags & O_NONBLOCK)) {
+        faults.open_would_block++;
+        errno = EWOULDBLOCK;
+        return -1;
+    }
+    va_list rest;
+    va_start(rest, flags);
+    mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0;
+    va_end(rest);
+    return next(path, flags, mode);
 }
 
 int fstatfs(int fd, struct statfs *out) {
@@ -251,6 +269,30 @@ static void populate_on_an_old_kernel(void) {
     no_faults();
     faults.populate_unknown = true;
     st_checkpoint *checkpoint = open_sample(ST_STORAGE_MMAP, ST_OPEN_POPULATE);
+    CHECK(faults.pread_calls == 3); /* the length, the header, and then all of the file */
+    weight_is_right(checkpoint);
+    st_close(checkpoint);
+
+    const char *path = fixture_write("old.safetensors", &fixture_sample);
+    st_open_options options = ST_OPEN_OPTIONS_INIT;
+    options.flags = ST_OPEN_POPULATE;
+    no_faults();
+    faults.populate_unknown = true;
+    faults.pread_fails_at = 3;
+    FAILS(ST_ERR_IO, st_open(path, &options, &checkpoint, &err));
+    CHECK(err.os_error == EIO);
+    no_faults();
+    faults.populate_unknown = true;
+    faults.pread_ends_at = 3;
+    FAILS(ST_ERR_TRUNCATED, st_open(path, &options, &checkpoint, &err));
+    no_faults();
+}
+
+static void open_waits_for_a_lease(void) {
+    no_faults();
+    faults.leased = true;
+    st_checkpoint *checkpoint = open_sample(ST_STORAGE_AUTO, 0);
+    CHECK(faults.open_would_block == 1);
     weight_is_right(checkpoint);
     st_close(checkpoint);
     no_faults();
@@ -266,5 +308,6 @@ static const test_case cases[] = {
     CASE(remote_file_systems_are_read),
     CASE(copy_without_memory),
     CASE(populate_on_an_old_kernel),
+    CASE(open_waits_for_a_lease),
 };
 TEST_MAIN(cases)

@@ -1,0 +1,35 @@
+// Compiled twice, for either ABI of libstdc++'s strings, and linked into one program: what the header defines must mean the same in
+// both.
+#include "throws.hpp"
+
+#if _GLIBCXX_USE_CXX11_ABI
+void views_of_the_old_abi(const st::Tensor &tensor);
+#define VIEWS views_of_the_new_abi
+#else
+#define VIEWS views_of_the_old_abi
+#endif
+
+void VIEWS(const st::Tensor &tensor);
+
+void VIEWS(const st::Tensor &tensor) {
+    const st::View first = tensor.view({{1, 3}}), second = tensor.view();
+    CHECK(first.shape()[0] == 2 && second.shape()[0] == 4 && second.data<float>().size() == 20);
+    THROWS(ST_ERR_UNSUPPORTED, "weight", second.data<double>());
+    THROWS(ST_ERR_OUT_OF_RANGE, "weight", first.at<float>({2, 0}));
+}
+
+#if _GLIBCXX_USE_CXX11_ABI
+static void views_in_one_program() {
+    const st::Checkpoint checkpoint = open_sample();
+    const st::Tensor weight = checkpoint["weight"];
+    views_of_the_old_abi(weight);
+    views_of_the_new_abi(weight);
+    views_of_the_old_abi(weight);
+}
+
+static const test_case cases[] = {
+    CASE(views_in_one_program),
+};
+
+TEST_MAIN(cases)
+#endif
