@@ -1,6 +1,6 @@
 //! Every way to fail, with the file, the tensor and the numbers involved.
 
-use crate::format::{Dtype, HeaderError, SliceError};
+use crate::format::{Dtype, HeaderError, IndexError, RankError, SliceError};
 use crate::quote::Quoted;
 use crate::storage::StorageError;
 use std::fmt::{self, Display};
@@ -34,6 +34,74 @@ pub enum Error {
         /// What is wrong with the ranges.
         source: SliceError,
     },
+    /// The index of a sharded checkpoint is wrong by itself.
+    Index {
+        /// Path of the index.
+        path: String,
+        /// What is wrong with it.
+        source: IndexError,
+    },
+    /// The index of a sharded checkpoint and a shard contradict each other.
+    IndexMismatch {
+        /// Path of the index.
+        path: String,
+        /// The tensor on which they differ.
+        tensor: String,
+        /// The shard that has, or lacks, the tensor.
+        shard: String,
+        /// In what way.
+        mismatch: Mismatch,
+    },
+    /// A shard is not there.
+    ShardMissing {
+        /// Path of the index or folder that wants it.
+        path: String,
+        /// The shard.
+        shard: String,
+    },
+    /// The path of a shard is absolute or leads outside of the checkpoint's folder.
+    ShardOutside {
+        /// Path of the index or folder.
+        path: String,
+        /// The shard.
+        shard: String,
+        /// How it leads there.
+        how: &'static str,
+    },
+    /// Two shards hold tensors of the same name.
+    DuplicateName {
+        /// The name.
+        tensor: String,
+        /// Path of the first shard.
+        first: String,
+        /// Path of the second shard.
+        second: String,
+    },
+    /// A folder holds no checkpoint, or more than one.
+    Folder {
+        /// Path of the folder.
+        path: String,
+        /// What is wrong with it.
+        source: FolderError,
+    },
+    /// A tensor does not fit into the budget beside what is in use.
+    Budget {
+        /// The tensor.
+        tensor: String,
+        /// Its size in bytes.
+        needed: u64,
+        /// What cannot be evicted, in bytes.
+        in_use: u64,
+        /// The budget in bytes.
+        budget: u64,
+    },
+    /// A tensor is in use and cannot be evicted.
+    InUse {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor cannot be divided over ranks as asked.
+    Rank(RankError),
     /// There is no tensor of that index.
     NoSuchTensor {
         /// The index.
@@ -75,6 +143,43 @@ pub enum Error {
     },
 }
 
+/// How an index and a shard contradict each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    /// The index names a tensor in a shard that lacks it.
+    NotInShard,
+    /// A shard holds a tensor that the index does not name.
+    NotInIndex,
+    /// A shard holds a tensor that the index names in another shard.
+    InOtherShard,
+}
+
+/// Why a folder is not a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FolderError {
+    /// There is neither an index nor a `.safetensors` file in it.
+    Empty,
+    /// There are several indices, or several files that are not the shards of one checkpoint.
+    Ambiguous {
+        /// Two that do not go together.
+        candidates: [String; 2],
+    },
+}
+
+impl Display for FolderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FolderError::Empty => f.write_str("the folder has no index and no .safetensors file"),
+            FolderError::Ambiguous { candidates: [first, second] } => {
+                write!(f, "the folder has both {} and {}: open the one that is meant", Quoted(first), Quoted(second))
+            }
+        }
+    }
+}
+
+impl std::error::Error for FolderError {}
+
 impl Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -84,6 +189,28 @@ impl Display for Error {
                 write!(f, "{}tensor {}: {source}", In(path), Quoted(tensor))
             }
             Error::Slice { path, tensor, source } => write!(f, "{}tensor {}: {source}", In(path), Quoted(tensor)),
+            Error::Index { path, source } => write!(f, "{}{source}", In(path)),
+            Error::IndexMismatch { path, tensor, shard, mismatch } => {
+                let (tensor, shard) = (Quoted(tensor), Quoted(shard));
+                match mismatch {
+                    Mismatch::NotInShard => write!(f, "{}tensor {tensor} is not in {shard}, as it says", In(path)),
+                    Mismatch::NotInIndex => write!(f, "{}it lacks tensor {tensor} of {shard}", In(path)),
+                    Mismatch::InOtherShard => write!(f, "{}tensor {tensor} is in {shard}, not where it says", In(path)),
+                }
+            }
+            Error::ShardMissing { path, shard } => write!(f, "{}the shard {} is missing", In(path), Quoted(shard)),
+            Error::ShardOutside { path, shard, how } => write!(f, "{}the shard {} {how}", In(path), Quoted(shard)),
+            Error::DuplicateName { tensor, first, second } => {
+                write!(f, "tensor {} is in {} and in {}", Quoted(tensor), Quoted(first), Quoted(second))
+            }
+            Error::Folder { path, source } => write!(f, "{}{source}", In(path)),
+            Error::Budget { tensor, needed, in_use, budget } => write!(
+                f,
+                "tensor {} of {needed} bytes does not fit the budget of {budget} beside {in_use} bytes in use",
+                Quoted(tensor)
+            ),
+            Error::InUse { tensor } => write!(f, "tensor {} is in use", Quoted(tensor)),
+            Error::Rank(source) => write!(f, "{source}"),
             Error::NoSuchTensor { index, len } => write!(f, "there is no tensor {index} among {len}"),
             Error::BufferTooSmall { tensor, needed, given } => {
                 write!(f, "tensor {} needs {needed} bytes, the destination has {given}", Quoted(tensor))
@@ -105,6 +232,9 @@ impl std::error::Error for Error {
             Error::Header { source, .. } => Some(source),
             Error::Storage { source, .. } => Some(source),
             Error::Slice { source, .. } => Some(source),
+            Error::Index { source, .. } => Some(source),
+            Error::Folder { source, .. } => Some(source),
+            Error::Rank(source) => Some(source),
             _ => None,
         }
     }

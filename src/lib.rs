@@ -49,5 +49,5 @@ mod quote;
 pub mod storage;
 
 pub use checkpoint::{Checkpoint, Info, OpenOptions, Tensor, TensorBytes, View};
-pub use error::Error;
+pub use error::{Error, FolderError, Mismatch};
 pub use format::Dtype;

@@ -1,7 +1,7 @@
 //! `st_status` and `st_error`: the only translation of [`Error`].
 
-use crate::error::Error;
-use crate::format::{HeaderError, SliceError};
+use crate::error::{Error, FolderError};
+use crate::format::{HeaderError, IndexError, RankError, SliceError};
 use crate::storage::StorageError;
 use std::ffi::c_char;
 use std::fmt::{self, Write};
@@ -26,6 +26,12 @@ pub const ST_ERR_NOT_CONTIGUOUS: st_status = 104;
 pub const ST_ERR_MISALIGNED: st_status = 105;
 /// The request makes sense, but this tensor, storage or file cannot fulfil it.
 pub const ST_ERR_UNSUPPORTED: st_status = 106;
+/// A tensor does not fit into the budget beside what is in use: release something, or raise the budget.
+pub const ST_ERR_BUDGET: st_status = 107;
+/// A tensor is in use, and what is in use is never evicted.
+pub const ST_ERR_IN_USE: st_status = 108;
+/// A dimension cannot be cut into as many equal parts as a layout asks for.
+pub const ST_ERR_NOT_DIVISIBLE: st_status = 109;
 /// A bug in this library. Please report it with the message.
 pub const ST_ERR_INTERNAL: st_status = 199;
 
@@ -75,6 +81,27 @@ pub const ST_ERR_TENSOR_SIZE: st_status = 316;
 /// The file is longer than its header says.
 pub const ST_ERR_TRAILING_BYTES: st_status = 317;
 
+/// The index of a sharded checkpoint has more than 100,000,000 bytes.
+pub const ST_ERR_INDEX_TOO_LARGE: st_status = 400;
+/// The index is not UTF-8.
+pub const ST_ERR_INDEX_UTF8: st_status = 401;
+/// The index is not JSON, or nested too deeply.
+pub const ST_ERR_INDEX_JSON: st_status = 402;
+/// The index is JSON, but no map from names of tensors to shards.
+pub const ST_ERR_INDEX_STRUCTURE: st_status = 403;
+/// The index has a tensor, or the map itself, twice.
+pub const ST_ERR_INDEX_DUPLICATE: st_status = 404;
+/// The index names a tensor that its shard lacks, or lacks a tensor that a shard has.
+pub const ST_ERR_INDEX_MISMATCH: st_status = 405;
+/// A shard that the index, or the numbers in the names of the others, asks for is not there.
+pub const ST_ERR_SHARD_MISSING: st_status = 406;
+/// The path of a shard is absolute, or leads outside of the checkpoint's folder.
+pub const ST_ERR_SHARD_OUTSIDE: st_status = 407;
+/// The folder has no index and no .safetensors file.
+pub const ST_ERR_FOLDER_EMPTY: st_status = 408;
+/// The folder has several indices, or several files that are not the shards of one checkpoint.
+pub const ST_ERR_FOLDER_AMBIGUOUS: st_status = 409;
+
 /// Where a failed call leaves the details. It lies in the caller's memory, refers to no other, and needs neither initialising nor
 /// freeing; its size never changes.
 #[repr(C)]
@@ -97,7 +124,7 @@ pub extern "C" fn st_status_name(status: st_status) -> *const c_char {
     named.map_or(std::ptr::null(), |(_, name)| name.as_ptr())
 }
 
-const STATUS_NAMES: [(st_status, &std::ffi::CStr); 31] = [
+const STATUS_NAMES: [(st_status, &std::ffi::CStr); 44] = [
     (ST_OK, c"ST_OK"),
     (ST_ERR_INVALID_ARGUMENT, c"ST_ERR_INVALID_ARGUMENT"),
     (ST_ERR_NOT_FOUND, c"ST_ERR_NOT_FOUND"),
@@ -106,6 +133,9 @@ const STATUS_NAMES: [(st_status, &std::ffi::CStr); 31] = [
     (ST_ERR_NOT_CONTIGUOUS, c"ST_ERR_NOT_CONTIGUOUS"),
     (ST_ERR_MISALIGNED, c"ST_ERR_MISALIGNED"),
     (ST_ERR_UNSUPPORTED, c"ST_ERR_UNSUPPORTED"),
+    (ST_ERR_BUDGET, c"ST_ERR_BUDGET"),
+    (ST_ERR_IN_USE, c"ST_ERR_IN_USE"),
+    (ST_ERR_NOT_DIVISIBLE, c"ST_ERR_NOT_DIVISIBLE"),
     (ST_ERR_INTERNAL, c"ST_ERR_INTERNAL"),
     (ST_ERR_IO, c"ST_ERR_IO"),
     (ST_ERR_NO_MEMORY, c"ST_ERR_NO_MEMORY"),
@@ -129,6 +159,16 @@ const STATUS_NAMES: [(st_status, &std::ffi::CStr); 31] = [
     (ST_ERR_TENSOR_PARTIAL_BYTE, c"ST_ERR_TENSOR_PARTIAL_BYTE"),
     (ST_ERR_TENSOR_SIZE, c"ST_ERR_TENSOR_SIZE"),
     (ST_ERR_TRAILING_BYTES, c"ST_ERR_TRAILING_BYTES"),
+    (ST_ERR_INDEX_TOO_LARGE, c"ST_ERR_INDEX_TOO_LARGE"),
+    (ST_ERR_INDEX_UTF8, c"ST_ERR_INDEX_UTF8"),
+    (ST_ERR_INDEX_JSON, c"ST_ERR_INDEX_JSON"),
+    (ST_ERR_INDEX_STRUCTURE, c"ST_ERR_INDEX_STRUCTURE"),
+    (ST_ERR_INDEX_DUPLICATE, c"ST_ERR_INDEX_DUPLICATE"),
+    (ST_ERR_INDEX_MISMATCH, c"ST_ERR_INDEX_MISMATCH"),
+    (ST_ERR_SHARD_MISSING, c"ST_ERR_SHARD_MISSING"),
+    (ST_ERR_SHARD_OUTSIDE, c"ST_ERR_SHARD_OUTSIDE"),
+    (ST_ERR_FOLDER_EMPTY, c"ST_ERR_FOLDER_EMPTY"),
+    (ST_ERR_FOLDER_AMBIGUOUS, c"ST_ERR_FOLDER_AMBIGUOUS"),
 ];
 
 impl From<&Error> for st_error {
@@ -196,6 +236,29 @@ fn status_of(error: &Error) -> st_status {
             SliceError::PartialByte { .. } => ST_ERR_MISALIGNED,
             SliceError::Overflow => ST_ERR_TENSOR_OVERFLOW,
             SliceError::NoMemory { .. } => ST_ERR_NO_MEMORY,
+        },
+        Error::Index { source, .. } => match source {
+            IndexError::TooLarge { .. } => ST_ERR_INDEX_TOO_LARGE,
+            IndexError::Utf8 { .. } => ST_ERR_INDEX_UTF8,
+            IndexError::Json { .. } => ST_ERR_INDEX_JSON,
+            IndexError::Structure { .. } => ST_ERR_INDEX_STRUCTURE,
+            IndexError::Duplicate { .. } => ST_ERR_INDEX_DUPLICATE,
+            IndexError::NoMemory { .. } => ST_ERR_NO_MEMORY,
+        },
+        Error::IndexMismatch { .. } => ST_ERR_INDEX_MISMATCH,
+        Error::ShardMissing { .. } => ST_ERR_SHARD_MISSING,
+        Error::ShardOutside { .. } => ST_ERR_SHARD_OUTSIDE,
+        Error::DuplicateName { .. } => ST_ERR_DUPLICATE_NAME,
+        Error::Folder { source, .. } => match source {
+            FolderError::Empty => ST_ERR_FOLDER_EMPTY,
+            FolderError::Ambiguous { .. } => ST_ERR_FOLDER_AMBIGUOUS,
+        },
+        Error::Budget { .. } => ST_ERR_BUDGET,
+        Error::InUse { .. } => ST_ERR_IN_USE,
+        Error::Rank(source) => match source {
+            RankError::OutOfRange { .. } => ST_ERR_OUT_OF_RANGE,
+            RankError::Layout { .. } => ST_ERR_INVALID_ARGUMENT,
+            RankError::NotDivisible { .. } => ST_ERR_NOT_DIVISIBLE,
         },
         Error::NoSuchTensor { .. } => ST_ERR_OUT_OF_RANGE,
         Error::BufferTooSmall { .. } => ST_ERR_BUFFER_TOO_SMALL,

@@ -1,6 +1,6 @@
-//! The ways in which a header or a slice can be wrong.
+//! The ways in which a header, a slice, an index of shards or a layout over ranks can be wrong.
 
-use super::{Dtype, MAX_HEADER_LEN};
+use super::{Dtype, MAX_HEADER_LEN, MAX_INDEX_LEN};
 use crate::quote::Quoted;
 use std::fmt::{self, Display};
 
@@ -271,3 +271,97 @@ impl Display for SliceError {
 }
 
 impl std::error::Error for SliceError {}
+
+/// Why the index of a sharded checkpoint is refused. Each variant has its own `ST_ERR_*` number in the C API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// The index is longer than [`MAX_INDEX_LEN`].
+    TooLarge {
+        /// Its size in bytes.
+        len: u64,
+    },
+    /// The index is not UTF-8.
+    Utf8 {
+        /// Position of the first byte that is wrong.
+        position: usize,
+    },
+    /// The index is not JSON, or nested too deeply.
+    Json {
+        /// What the JSON parser says, with line and column.
+        reason: String,
+    },
+    /// The index is JSON, but no map from names of tensors to shards.
+    Structure {
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A tensor, or the map itself, occurs twice.
+    Duplicate {
+        /// Its name.
+        name: String,
+    },
+    /// There was no memory for the index.
+    NoMemory {
+        /// Its size in bytes.
+        len: u64,
+    },
+}
+
+impl Display for IndexError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IndexError::TooLarge { len } => {
+                write!(f, "the index has {len} bytes, more than the limit of {MAX_INDEX_LEN}")
+            }
+            IndexError::Utf8 { position } => write!(f, "the index is not UTF-8 at its byte {position}"),
+            IndexError::Json { reason } => write!(f, "the index is not JSON: {reason}"),
+            IndexError::Structure { reason } => write!(f, "not an index of shards: {reason}"),
+            IndexError::Duplicate { name } => write!(f, "the index has {} twice", Quoted(name)),
+            IndexError::NoMemory { len } => write!(f, "no memory for an index of {len} bytes"),
+        }
+    }
+}
+
+impl std::error::Error for IndexError {}
+
+/// Why a tensor cannot be divided over ranks as asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RankError {
+    /// A rank is not below the number of ranks.
+    OutOfRange {
+        /// The rank.
+        rank: u64,
+        /// The number of ranks.
+        world: u64,
+    },
+    /// A layout contradicts itself or the tensor.
+    Layout {
+        /// In what way.
+        reason: String,
+    },
+    /// A layout cuts a dimension into parts that are not equal.
+    NotDivisible {
+        /// The dimension, counted from 0.
+        dimension: usize,
+        /// What is to be cut, in elements.
+        len: u64,
+        /// Into so many parts.
+        parts: u64,
+    },
+}
+
+impl Display for RankError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RankError::OutOfRange { rank, world } => write!(f, "there is no rank {rank} among {world}"),
+            RankError::Layout { reason } => f.write_str(reason),
+            RankError::NotDivisible { dimension, len, parts } => {
+                write!(f, "{len} elements of dimension {dimension} cannot be cut into {parts} equal parts")
+            }
+        }
+    }
+}
+
+impl std::error::Error for RankError {}

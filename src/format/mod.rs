@@ -17,15 +17,19 @@ pub(crate) mod directory;
 mod dtype;
 mod error;
 mod header;
+mod index;
 mod json;
+mod layout;
 mod names;
 mod scan;
 mod slice;
 mod validate;
 
 pub use dtype::{Dtype, ParseDtypeError};
-pub use error::{HeaderError, SliceError};
+pub use error::{HeaderError, IndexError, RankError, SliceError};
 pub use header::{header_len, Header, TensorInfo, MAX_HEADER_LEN, PREFIX_LEN};
+pub use index::{Index, MAX_INDEX_LEN};
+pub use layout::{split_range, Layout};
 pub use slice::{Run, Runs, Slice, END};
 
 /// The two readers of header text, apart. Not part of the public API: for fuzzing and benchmarks.

@@ -9,6 +9,9 @@
     X(ST_ERR_NOT_CONTIGUOUS, 104)                                                                                      \
     X(ST_ERR_MISALIGNED, 105)                                                                                          \
     X(ST_ERR_UNSUPPORTED, 106)                                                                                         \
+    X(ST_ERR_BUDGET, 107)                                                                                              \
+    X(ST_ERR_IN_USE, 108)                                                                                              \
+    X(ST_ERR_NOT_DIVISIBLE, 109)                                                                                       \
     X(ST_ERR_INTERNAL, 199)                                                                                            \
     X(ST_ERR_IO, 200)                                                                                                  \
     X(ST_ERR_NO_MEMORY, 201)                                                                                           \
@@ -31,7 +34,17 @@
     X(ST_ERR_TENSOR_OVERFLOW, 314)                                                                                     \
     X(ST_ERR_TENSOR_PARTIAL_BYTE, 315)                                                                                 \
     X(ST_ERR_TENSOR_SIZE, 316)                                                                                         \
-    X(ST_ERR_TRAILING_BYTES, 317)
+    X(ST_ERR_TRAILING_BYTES, 317)                                                                                      \
+    X(ST_ERR_INDEX_TOO_LARGE, 400)                                                                                     \
+    X(ST_ERR_INDEX_UTF8, 401)                                                                                          \
+    X(ST_ERR_INDEX_JSON, 402)                                                                                          \
+    X(ST_ERR_INDEX_STRUCTURE, 403)                                                                                     \
+    X(ST_ERR_INDEX_DUPLICATE, 404)                                                                                     \
+    X(ST_ERR_INDEX_MISMATCH, 405)                                                                                      \
+    X(ST_ERR_SHARD_MISSING, 406)                                                                                       \
+    X(ST_ERR_SHARD_OUTSIDE, 407)                                                                                       \
+    X(ST_ERR_FOLDER_EMPTY, 408)                                                                                        \
+    X(ST_ERR_FOLDER_AMBIGUOUS, 409)
 
 /* Dtype, number, name, bits, and the code that DLPack has for it. */
 #define DTYPES(X)                                                                                                      \
