@@ -120,13 +120,19 @@ typedef struct st_error {
 #define ST_ERR_MISALIGNED 105
 /** The request makes sense, but this tensor, storage or file cannot fulfil it. */
 #define ST_ERR_UNSUPPORTED 106
+/** A tensor does not fit into the budget beside what is in use: release something, or raise the budget. */
+#define ST_ERR_BUDGET 107
+/** A tensor is in use, and what is in use is never evicted. */
+#define ST_ERR_IN_USE 108
+/** A dimension cannot be cut into as many equal parts as a layout asks for. */
+#define ST_ERR_NOT_DIVISIBLE 109
 /** A bug in this library. Please report it with the message. */
 #define ST_ERR_INTERNAL 199
 /** The system refused; st_error.os_error is its errno. An absent file is this with ENOENT. */
 #define ST_ERR_IO 200
 /** There was no memory for a directory or a copy. */
 #define ST_ERR_NO_MEMORY 201
-/** The path leads to a directory, a FIFO, a socket or a device. */
+/** The path leads to a FIFO, a socket or a device, or that of a shard to a directory. */
 #define ST_ERR_NOT_A_FILE 202
 /** The file is shorter than its header says, or has become shorter since it was opened. */
 #define ST_ERR_TRUNCATED 203
@@ -166,6 +172,26 @@ typedef struct st_error {
 #define ST_ERR_TENSOR_SIZE 316
 /** The file is longer than its header says. */
 #define ST_ERR_TRAILING_BYTES 317
+/** The index of a sharded checkpoint has more than 100,000,000 bytes. */
+#define ST_ERR_INDEX_TOO_LARGE 400
+/** The index is not UTF-8. */
+#define ST_ERR_INDEX_UTF8 401
+/** The index is not JSON, or nested too deeply. */
+#define ST_ERR_INDEX_JSON 402
+/** The index is JSON, but no map from names of tensors to shards. */
+#define ST_ERR_INDEX_STRUCTURE 403
+/** The index has a tensor, or the map itself, twice. */
+#define ST_ERR_INDEX_DUPLICATE 404
+/** The index names a tensor that its shard lacks, or lacks a tensor that a shard has. */
+#define ST_ERR_INDEX_MISMATCH 405
+/** A shard that the index, or the numbers in the names of the others, asks for is not there. */
+#define ST_ERR_SHARD_MISSING 406
+/** The path of a shard is absolute, or leads outside of the checkpoint's folder. */
+#define ST_ERR_SHARD_OUTSIDE 407
+/** The folder has no index and no .safetensors file. */
+#define ST_ERR_FOLDER_EMPTY 408
+/** The folder has several indices, or several files that are not the shards of one checkpoint. */
+#define ST_ERR_FOLDER_AMBIGUOUS 409
 
 /**
  * Returns the name of a status as it is spelled in this header, for example "ST_ERR_NOT_FOUND"; NULL for a number that is none. The
@@ -287,7 +313,13 @@ st_status st_dtype_from_name(const char *name, st_dtype *out);
  */
 #define ST_OPEN_LOCK 4
 
-/** An open checkpoint. Reference counted. */
+/**
+ * Let symbolic links in the checkpoint's folder lead out of it. Without this they may lead only below the folder, or from a Hugging
+ * Face cache into its store.
+ */
+#define ST_OPEN_FOLLOW_LINKS 8
+
+/** An open checkpoint: one file, or several shards with one name space. Reference counted. */
 typedef struct st_checkpoint st_checkpoint;
 
 /** How to open a checkpoint. Initialise with ST_OPEN_OPTIONS_INIT. */
@@ -301,18 +333,31 @@ typedef struct st_open_options {
 } st_open_options;
 
 /**
- * Opens a .safetensors file: reads its header into private memory, checks it, and maps the file. Nothing else is read; a file of
- * 100 GB costs no more than one of 100 MB with as many tensors. The file may be renamed, replaced by rename or unlinked while it is open.
+ * Opens a checkpoint: reads the headers of its shards into private memory, several at once, checks them, and maps the files. Nothing
+ * else is read; 100 GB cost no more than 100 MB with as many tensors. Files may be renamed, replaced by rename or unlinked while they
+ * are open.
  *
- * path: any path that open(2) takes. options: NULL for the defaults.
+ * path: any path that open(2) takes. It leads to
+ * - a .safetensors file, which is the only shard; or
+ * - an index, whose name ends with ".json": a *.index.json as Hugging Face's transformers writes it, or a param_name_map.json of
+ *   MindSpore's, with or without its "weight_map". A hyper_param.safetensors beside the latter is a shard too, the last one; or
+ * - a folder that holds one such index (those of PyTorch's .bin files aside); or, without an index, all of the shards
+ *   *-00001-of-0000N.safetensors; or else one .safetensors file.
+ * With an index, shards are numbered in byte order of their names. Every tensor of the index must be in its shard, and every tensor of
+ * these shards in the index. A shard lies in the index's folder or below it; for symbolic links see ST_OPEN_FOLLOW_LINKS.
+ *
+ * options: NULL for the defaults.
  * out: receives the handle, with one reference that the caller must st_close; NULL on failure.
  *
- * ST_ERR_IO: the file is absent (os_error is ENOENT), not readable (EACCES), or the disk failed.
- * ST_ERR_NOT_A_FILE: path leads to a directory, a FIFO, a socket or a device.
- * ST_ERR_HEADER_* to ST_ERR_TRAILING_BYTES, ST_ERR_TRUNCATED: the file breaks a rule of the format; each has a code of its own.
+ * ST_ERR_IO: a file is absent (os_error is ENOENT), not readable (EACCES), or the disk failed.
+ * ST_ERR_NOT_A_FILE: path, or a shard, is a FIFO, a socket or a device, or a shard is a directory.
+ * ST_ERR_HEADER_* to ST_ERR_TRAILING_BYTES, ST_ERR_TRUNCATED: a file breaks a rule of the format; each has a code of its own.
  * The rules are those of the reference implementation (github.com/huggingface/safetensors, 0.8), and stricter in that
- * duplicate names and names with a NUL are refused.
- * ST_ERR_NO_MEMORY: no memory for the header (at most 100 MB) or its directory.
+ * duplicate names and names with a NUL are refused; ST_ERR_DUPLICATE_NAME also if two shards have the same name.
+ * ST_ERR_INDEX_*: the index is not one, or it and the shards contradict each other.
+ * ST_ERR_SHARD_MISSING, ST_ERR_SHARD_OUTSIDE: a shard is not there, or not in the folder.
+ * ST_ERR_FOLDER_EMPTY, ST_ERR_FOLDER_AMBIGUOUS: the folder holds no checkpoint, or more than one.
+ * ST_ERR_NO_MEMORY: no memory for a header or the index (at most 100 MB each) or the directory.
  * ST_ERR_UNSUPPORTED: the options ask for what the storage cannot do.
  * ST_ERR_INVALID_ARGUMENT: a NULL, or options that this library does not know.
  */
@@ -382,7 +427,12 @@ typedef struct st_info {
     uint64_t header_bytes;
     /** Size of all tensors in bytes. */
     uint64_t tensor_bytes;
-    /** The storage that was chosen: one of ST_STORAGE_*, never ST_STORAGE_AUTO. */
+    /** How many metadata entries st_metadata_at leaves out because an earlier shard has another value for their key. */
+    uint64_t metadata_conflicts;
+    /**
+     * The storage that was chosen: one of ST_STORAGE_*, never ST_STORAGE_AUTO. If some shards are mapped and some are read:
+     * ST_STORAGE_READ.
+     */
     int32_t storage;
     /** Whether tensors may be written to in memory: 1 if opened with ST_OPEN_COPY_ON_WRITE, 0 otherwise. */
     int32_t writable;
@@ -393,7 +443,7 @@ size_t st_len(const st_checkpoint *checkpoint);
 
 /**
  * Returns the names of all tensors: keys[i] is the name of tensor i, NUL-terminated UTF-8. Tensors are numbered in the order of
- * the header. The array, made by the first call, lives as long as the handle. NULL if there is no memory for it.
+ * the shards, and within a shard in that of its header. The array, made by the first call, lives as long as the handle. NULL if there is no memory for it.
  *
  * len: receives the number of names; may be NULL.
  */
@@ -445,11 +495,14 @@ st_status st_tensor_info(const st_checkpoint *checkpoint, size_t index, struct s
  */
 st_status st_checkpoint_info(const st_checkpoint *checkpoint, struct st_info *out);
 
-/** Returns the number of entries in the metadata (__metadata__ of the header). */
+/**
+ * Returns the number of entries in the metadata: __metadata__ of all shards' headers, each key once. Where shards have different
+ * values for a key, that of the first shard counts; st_info tells how often that was so. (An index's "metadata" is not shown.)
+ */
 size_t st_metadata_len(const st_checkpoint *checkpoint);
 
 /**
- * Gives key and value of metadata entry i, in the order of the header. Both live as long as the handle. (A value that contains a NUL
+ * Gives key and value of metadata entry i, in the order of the shards and their headers. Both live as long as the handle. (A value that contains a NUL
  * appears to end there; a key cannot contain one.)
  *
  * key, value: either may be NULL.
@@ -469,7 +522,8 @@ const char *st_metadata_get(const st_checkpoint *checkpoint, const char *key);
 size_t st_shard_len(const st_checkpoint *checkpoint);
 
 /**
- * Returns the path of a shard as it was given to st_open; "" for a buffer; NULL if shard is not below st_shard_len. It lives as
+ * Returns the path of a shard: as it was given to st_open, or the folder's path joined with the shard's name; "" for a buffer; NULL if
+ * shard is not below st_shard_len. It lives as
  * long as the handle.
  */
 const char *st_shard_path(const st_checkpoint *checkpoint,

@@ -143,6 +143,13 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// There was no memory for a part of the directory that belongs to no file.
+    pub(crate) fn no_memory(nbytes: u64) -> Error {
+        Error::Storage { path: String::new(), tensor: None, source: StorageError::NoMemory { nbytes } }
+    }
+}
+
 /// How an index and a shard contradict each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mismatch {

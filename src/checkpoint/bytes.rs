@@ -150,14 +150,14 @@ impl Checkpoint {
         let Some(dst) = dst.get_mut(..needed as usize) else {
             return Err(Error::BufferTooSmall { tensor: excerpt(tensor.name()), needed, given });
         };
-        let read = read_slice(&self.shard.storage, tensor.file_offset(), &slice, dst);
-        read.map_err(|source| self.shard.storage_error(Some(tensor.name()), source))?;
+        let read = read_slice(&tensor.shard.storage, tensor.file_offset(), &slice, dst);
+        read.map_err(|source| tensor.shard.storage_error(Some(tensor.name()), source))?;
         Ok(needed as usize)
     }
 
     /// Whether tensors may be written to in memory: the checkpoint was opened with copy-on-write.
     pub fn is_writable(&self) -> bool {
-        self.shard.storage.is_writable()
+        self.shards.list().iter().all(|shard| shard.storage.is_writable())
     }
 
     /// Tensor `index`, or the error that there is none.
@@ -180,25 +180,24 @@ impl Checkpoint {
     }
 
     fn slice_error(&self, tensor: &Tensor<'_>, source: SliceError) -> Error {
-        Error::Slice { path: self.shard.path_text(), tensor: excerpt(tensor.name()), source }
+        Error::Slice { path: tensor.shard.path_text(), tensor: excerpt(tensor.name()), source }
     }
 
     fn start_of(&self, tensor: &Tensor<'_>) -> Result<NonNull<u8>, Error> {
         if tensor.nbytes() == 0 {
             return Ok(NonNull::from(&NOTHING).cast());
         }
-        let storage = &self.shard.storage;
-        match storage.pointer(tensor.file_offset(), tensor.nbytes()) {
+        match tensor.shard.storage.pointer(tensor.file_offset(), tensor.nbytes()) {
             Some(start) if start.addr().get() % tensor.dtype().alignment() == 0 => Ok(start),
             _ => {
                 let copy = self.copies.get_or_fill(tensor.index(), || self.copy_of(tensor));
-                copy.map_err(|source| self.shard.storage_error(Some(tensor.name()), source))
+                copy.map_err(|source| tensor.shard.storage_error(Some(tensor.name()), source))
             }
         }
     }
 
     fn copy_of(&self, tensor: &Tensor<'_>) -> Result<Buffer, StorageError> {
-        self.shard.storage.read(tensor.file_offset(), tensor.nbytes())
+        tensor.shard.storage.read(tensor.file_offset(), tensor.nbytes())
     }
 }
 
@@ -235,10 +234,10 @@ mod tests {
         for copy_on_write in [false, true] {
             for kind in [StorageKind::Auto, StorageKind::Mmap, StorageKind::Read] {
                 let storage = StorageOptions { kind, copy_on_write, ..StorageOptions::default() };
-                test(&Checkpoint::open(on_disk.path(), OpenOptions { storage }).unwrap());
+                test(&Checkpoint::open(on_disk.path(), OpenOptions { storage, ..OpenOptions::default() }).unwrap());
             }
             let storage = StorageOptions { copy_on_write, ..StorageOptions::default() };
-            test(&Checkpoint::open_memory(file(), OpenOptions { storage }).unwrap());
+            test(&Checkpoint::open_memory(file(), OpenOptions { storage, ..OpenOptions::default() }).unwrap());
         }
     }
 

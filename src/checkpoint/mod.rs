@@ -1,22 +1,37 @@
 //! A checkpoint: one name space over the shards that hold its tensors.
 //!
-//! A checkpoint is, for now, one shard: a file or a file in memory.
+//! ```text
+//! locate     from a path to the files of the shards: folders, indices
+//! open       opens them, several at once
+//! shards     the shards, through which tensors are numbered
+//! names      one table over the names of all shards
+//! agree      whether an index and the shards say the same
+//! metadata   the metadata of all shards as one
+//! bytes      where tensors lie, or copied to where they should go
+//! ```
 
+mod agree;
 mod bytes;
 mod copies;
+mod locate;
+mod metadata;
 mod names;
 mod open;
 mod read;
 mod shard;
+mod shards;
+mod workers;
 
 pub use bytes::{TensorBytes, View};
 pub use open::OpenOptions;
 
-use crate::format::{Dtype, TensorInfo, PREFIX_LEN};
+use crate::format::{Dtype, TensorInfo};
 use crate::storage::StorageKind;
 use copies::Copies;
+use metadata::Metadata;
 use names::Names;
 use shard::Shard;
+use shards::Shards;
 use std::ffi::{c_char, CStr};
 
 /// An open checkpoint.
@@ -25,8 +40,9 @@ use std::ffi::{c_char, CStr};
 /// unlinked or renamed over. It may be used from any number of threads at once.
 #[derive(Debug)]
 pub struct Checkpoint {
-    shard: Shard,
+    shards: Shards,
     names: Names,
+    metadata: Metadata,
     copies: Copies,
 }
 
@@ -40,25 +56,28 @@ pub struct Info {
     pub header_bytes: u64,
     /// Bytes of all tensors.
     pub tensor_bytes: u64,
-    /// How the shards' bytes are reached: never [`StorageKind::Auto`].
+    /// How the shards' bytes are reached: never [`StorageKind::Auto`]. If some are mapped and some are read, this says read.
     pub storage: StorageKind,
+    /// How many metadata entries were left out because an earlier shard has another value for their key.
+    pub metadata_conflicts: u64,
 }
 
 impl Checkpoint {
     /// Number of tensors.
     pub fn len(&self) -> usize {
-        self.shard.header.len()
+        self.shards.len()
     }
 
     /// Whether there are no tensors.
     pub fn is_empty(&self) -> bool {
-        self.shard.header.is_empty()
+        self.len() == 0
     }
 
-    /// Tensor `index`. Indices follow the order of the header.
+    /// Tensor `index`. Indices follow the order of the shards, and within each that of its header.
     pub fn tensor(&self, index: usize) -> Option<Tensor<'_>> {
-        let info = self.shard.header.tensor(index)?;
-        Some(Tensor { info, index, data_start: self.shard.data_start() })
+        let (shard, number, within) = self.shards.locate(index)?;
+        let info = shard.header.tensor(within)?;
+        Some(Tensor { info, index, shard, number })
     }
 
     /// All tensors, in the order of their indices.
@@ -68,55 +87,60 @@ impl Checkpoint {
 
     /// The index of the tensor called `name`, which may be any bytes. Takes constant time and does not allocate.
     pub fn find(&self, name: impl AsRef<[u8]>) -> Option<usize> {
-        self.shard.header.find(name.as_ref())
+        self.names.find(&self.shards, name.as_ref())
     }
 
     /// The indices of the tensors whose names start with `prefix`, in byte order of the names. `None` if there is no memory for the
     /// order, which the first call makes; from then on a call takes logarithmic time and does not allocate.
     pub fn find_prefix(&self, prefix: impl AsRef<[u8]>) -> Option<&[usize]> {
-        self.names.find_prefix(prefix.as_ref(), self.len(), |index| self.shard.header.name(index))
+        self.names.find_prefix(&self.shards, prefix.as_ref())
     }
 
     /// The names as C strings, in the order of the indices: valid as long as the checkpoint. `None` if there is no memory for the
     /// array, which the first call makes.
     pub fn c_names(&self) -> Option<&[*const c_char]> {
-        self.names.c_names(self.len(), |index| self.shard.header.name(index))
+        self.names.c_names(&self.shards)
     }
 
     /// Sizes, and how the checkpoint was opened.
     pub fn info(&self) -> Info {
+        let shards = self.shards.list();
+        let kinds = || shards.iter().map(|shard| shard.storage.kind());
+        let sum = |bytes: fn(&Shard) -> u64| shards.iter().map(bytes).fold(0, u64::saturating_add);
         Info {
-            file_bytes: self.shard.storage.size(),
-            header_bytes: self.shard.header.header_len() as u64,
-            tensor_bytes: self.shard.header.data_len(),
-            storage: self.shard.storage.kind(),
+            file_bytes: sum(|shard| shard.storage.size()),
+            header_bytes: sum(|shard| shard.header.header_len() as u64),
+            tensor_bytes: sum(|shard| shard.header.data_len()),
+            storage: kinds().find(|kind| *kind == StorageKind::Read).or(kinds().next()).unwrap_or(StorageKind::Memory),
+            metadata_conflicts: self.metadata.conflicts(),
         }
     }
 
-    /// Number of entries in `__metadata__`.
+    /// Number of entries in the metadata: that of all shards (`__metadata__` of each header), each key once. Where shards have
+    /// different values for a key, the first one counts; [`Info::metadata_conflicts`] tells how often that was so.
     pub fn metadata_len(&self) -> usize {
-        self.shard.header.metadata_len()
+        self.metadata.len()
     }
 
-    /// Key and value of metadata entry `index` in UTF-8, in the order of the header. A NUL follows the last byte of each.
+    /// Key and value of metadata entry `index` in UTF-8, in the order of the shards and their headers. A NUL follows the last byte
+    /// of each.
     pub fn metadata(&self, index: usize) -> Option<(&[u8], &[u8])> {
-        self.shard.header.metadata(index)
+        self.metadata.get(&self.shards, index)
     }
 
     /// The value of metadata `key`, in UTF-8. Takes constant time and does not allocate. A NUL follows the last byte.
     pub fn metadata_get(&self, key: impl AsRef<[u8]>) -> Option<&[u8]> {
-        let index = self.shard.header.find_metadata(key.as_ref())?;
-        self.metadata(index).map(|(_, value)| value)
+        self.metadata.find(&self.shards, key.as_ref())
     }
 
     /// Number of shards.
     pub fn shard_len(&self) -> usize {
-        1
+        self.shards.list().len()
     }
 
     /// Path of a shard, as it was given or found; empty for memory.
     pub fn shard_path(&self, shard: usize) -> Option<&CStr> {
-        (shard == 0).then_some(&self.shard.path)
+        self.shards.list().get(shard).map(|shard| &*shard.path)
     }
 }
 
@@ -125,7 +149,8 @@ impl Checkpoint {
 pub struct Tensor<'c> {
     info: TensorInfo<'c>,
     index: usize,
-    data_start: u64,
+    shard: &'c Shard,
+    number: usize,
 }
 
 impl<'c> Tensor<'c> {
@@ -162,24 +187,17 @@ impl<'c> Tensor<'c> {
 
     /// The shard that it lies in.
     pub fn shard(&self) -> usize {
-        0
+        self.number
     }
 
     /// Where it starts in its shard, in bytes from the start of the file.
     pub fn file_offset(&self) -> u64 {
-        self.data_start + self.info.start
+        self.shard.data_start() + self.info.start
     }
 
     /// The largest power of two, up to a page of 4096, that divides its file offset: what its address in a mapping is aligned to.
     /// If its dtype needs more, [`Checkpoint::tensor_ptr`] makes an aligned copy.
     pub fn alignment(&self) -> u64 {
         1 << self.file_offset().trailing_zeros().min(12)
-    }
-}
-
-impl Shard {
-    /// Where the data section starts in the file.
-    fn data_start(&self) -> u64 {
-        PREFIX_LEN as u64 + self.header.header_len() as u64
     }
 }

@@ -1,10 +1,90 @@
-//! The names in order, and as C strings. Both are made when first asked for: most programs need only one of them, or none.
+//! The names of all tensors: found by a table; and in order, and as C strings, which are made when first asked for.
 
+use super::shards::Shards;
+use super::workers::{in_parallel, workers_for};
+use crate::error::Error;
+use crate::format::{NameHasher, NameTable, NameTableError, Part};
+use crate::quote::excerpt;
 use std::ffi::c_char;
 use std::sync::OnceLock;
 
-#[derive(Debug, Default)]
+/// So many names are worth a thread of their own when the table is made.
+const NAMES_PER_PART: usize = 16 * 1024;
+
+#[derive(Debug)]
 pub(super) struct Names {
+    table: NameTable,
+    order: Order,
+}
+
+impl Names {
+    /// The names of one shard.
+    pub(super) fn of_one(shards: &Shards) -> Result<Names, Error> {
+        let Some(shard) = shards.list().first() else { return Names::of_many(shards, NameHasher::default(), &[]) };
+        match NameTable::new(&shard.header) {
+            Ok(table) => Ok(Names { table, order: Order::default() }),
+            Err(error) => Err(error_of(shards, error)),
+        }
+    }
+
+    /// The names of several shards, whose hashes were made by `hasher`. Several threads make a part of the table each.
+    pub(super) fn of_many(shards: &Shards, hasher: NameHasher, hashes: &[Vec<u64>]) -> Result<Names, Error> {
+        let headers: Vec<_> = shards.headers().collect();
+        let workers = workers_for(shards.len() / NAMES_PER_PART)
+            .clamp(1, std::thread::available_parallelism().map_or(1, usize::from));
+        let parts = workers.next_power_of_two();
+        let parts = in_parallel(parts, workers, |part| Ok(Part::new(&headers, hashes, part, parts)))?;
+        let duplicate = parts.iter().filter_map(|part| part.as_ref().err()).min_by_key(|error| match error {
+            NameTableError::Duplicate { second, .. } => *second,
+            NameTableError::NoMemory => 0,
+        });
+        if let Some(error) = duplicate {
+            return Err(error_of(shards, *error));
+        }
+        let table = NameTable::of_parts(hasher, parts.into_iter().flatten().collect::<Vec<_>>());
+        Ok(Names { table, order: Order::default() })
+    }
+
+    /// The index of the tensor of that name.
+    #[inline]
+    pub(super) fn find(&self, shards: &Shards, name: &[u8]) -> Option<usize> {
+        self.table.find(name, |tensor| shards.text(tensor))
+    }
+
+    /// The indices of the names that start with `prefix`, in byte order of the names. `None` if there is no memory for the order.
+    pub(super) fn find_prefix(&self, shards: &Shards, prefix: &[u8]) -> Option<&[usize]> {
+        self.order.find_prefix(prefix, shards.len(), |index| shards.name(index))
+    }
+
+    /// The names as C strings, in the order of the indices. `None` if there is no memory for the array.
+    pub(super) fn c_names(&self, shards: &Shards) -> Option<&[*const c_char]> {
+        self.order.c_names(shards.len(), |index| shards.name(index))
+    }
+}
+
+#[cold]
+fn error_of(shards: &Shards, error: NameTableError) -> Error {
+    let at = |tensor| shards.locate(tensor);
+    match error {
+        NameTableError::Duplicate { first, second } => match (at(first), at(second)) {
+            (Some((a, a_number, _)), Some((b, b_number, _))) if a_number != b_number => Error::DuplicateName {
+                tensor: excerpt(&String::from_utf8_lossy(shards.name(second))),
+                first: a.path_text(),
+                second: b.path_text(),
+            },
+            (_, Some((shard, _, within))) => {
+                let error = NameTableError::Duplicate { first: within, second: within };
+                Error::Header { path: shard.path_text(), source: shard.header.name_error(error) }
+            }
+            _ => Error::no_memory(0),
+        },
+        NameTableError::NoMemory => shards.list().first().map_or(Error::no_memory(0), |shard| shard.no_memory()),
+    }
+}
+
+/// What is made when first asked for: most programs need only one of them, or none.
+#[derive(Debug, Default)]
+struct Order {
     /// All indices, in byte order of the names.
     sorted: OnceLock<Box<[usize]>>,
     c_names: OnceLock<CNames>,
@@ -13,19 +93,14 @@ pub(super) struct Names {
 #[derive(Debug)]
 struct CNames(Box<[*const c_char]>);
 
-// SAFETY: the pointers lead into the header's text, which belongs to the same checkpoint and never changes.
+// SAFETY: the pointers lead into the headers' text, which belongs to the same checkpoint and never changes.
 unsafe impl Send for CNames {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for CNames {}
 
-impl Names {
+impl Order {
     /// The indices of the names that start with `prefix`: a run of the sorted order.
-    pub(super) fn find_prefix<'n>(
-        &self,
-        prefix: &[u8],
-        len: usize,
-        name_of: impl Fn(usize) -> &'n [u8],
-    ) -> Option<&[usize]> {
+    fn find_prefix<'n>(&self, prefix: &[u8], len: usize, name_of: impl Fn(usize) -> &'n [u8]) -> Option<&[usize]> {
         let sorted = match self.sorted.get() {
             Some(sorted) => sorted,
             None => {
@@ -39,7 +114,7 @@ impl Names {
     }
 
     /// The names, each followed by a NUL where it lies.
-    pub(super) fn c_names<'n>(&self, len: usize, name_of: impl Fn(usize) -> &'n [u8]) -> Option<&[*const c_char]> {
+    fn c_names<'n>(&self, len: usize, name_of: impl Fn(usize) -> &'n [u8]) -> Option<&[*const c_char]> {
         if self.c_names.get().is_none() {
             let mut names = Vec::new();
             names.try_reserve_exact(len).ok()?;
@@ -66,7 +141,7 @@ mod tests {
     static NAMES: [&[u8]; 6] = [b"layer.1.w", b"layer.10.w", b"layer.1.b", b"lm", b"", b"layer.2.w"];
 
     fn found(prefix: &[u8]) -> Vec<&'static [u8]> {
-        let names = Names::default();
+        let names = Order::default();
         names.find_prefix(prefix, NAMES.len(), |i| NAMES[i]).unwrap().iter().map(|i| NAMES[*i]).collect()
     }
 
@@ -81,14 +156,14 @@ mod tests {
 
     #[test]
     fn find_prefix_and_c_names_of_nothing() {
-        let names = Names::default();
+        let names = Order::default();
         assert_eq!(names.find_prefix(b"", 0, |_| b""), Some(&[][..]));
         assert_eq!(names.c_names(0, |_| b""), Some(&[][..]));
     }
 
     #[test]
     fn c_names_are_made_once() {
-        let names = Names::default();
+        let names = Order::default();
         let first = names.c_names(NAMES.len(), |i| NAMES[i]).unwrap();
         assert_eq!(first[3], NAMES[3].as_ptr().cast());
         assert!(std::ptr::eq(first, names.c_names(NAMES.len(), |i| NAMES[i]).unwrap()));

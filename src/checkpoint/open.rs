@@ -1,13 +1,18 @@
 //! From a path, or from memory, to a checkpoint.
 
+use super::agree::check_index;
 use super::copies::Copies;
+use super::locate::{at_index, in_folder, is_index, Part, Parts};
+use super::metadata::Metadata;
 use super::names::Names;
-use super::shard::{text, Shard};
+use super::shard::{c_path, text, Shard};
+use super::shards::Shards;
+use super::workers::{in_parallel, workers_for};
 use super::Checkpoint;
 use crate::error::Error;
-use crate::storage::{Memory, Storage, StorageOptions};
+use crate::format::NameHasher;
+use crate::storage::{Memory, Storage, StorageError, StorageOptions};
 use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// How to open a checkpoint.
@@ -15,23 +20,36 @@ use std::path::Path;
 pub struct OpenOptions {
     /// How each shard's bytes are reached.
     pub storage: StorageOptions,
+    /// Let symbolic links in a checkpoint's folder lead out of it. (Those of a Hugging Face cache may always lead to its store.)
+    pub follow_links: bool,
 }
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file. Reads its header and nothing else.
+    /// Opens a checkpoint: reads the headers of its shards, several at once, and nothing else. The path leads to
+    ///
+    /// - a `.safetensors` file;
+    /// - an index, whose name ends with `.json`: Hugging Face's `*.index.json` or MindSpore's `param_name_map.json`, to which a
+    ///   `hyper_param.safetensors` beside it belongs too;
+    /// - a folder that holds one index, or all of the shards `*-00001-of-0000N.safetensors`, or one `.safetensors` file.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`]: the file is absent, not readable, or not a regular file. [`Error::Header`]: it breaks a rule of the
-    /// format. [`Error::InvalidArgument`]: the path has a NUL.
+    /// [`Error::Storage`]: a file is absent, not readable, or not a regular file. [`Error::Header`]: one breaks a rule of the
+    /// format. [`Error::Index`], [`Error::IndexMismatch`], [`Error::ShardMissing`], [`Error::ShardOutside`],
+    /// [`Error::DuplicateName`], [`Error::Folder`]: the parts do not make a checkpoint. [`Error::InvalidArgument`]: the path has a
+    /// NUL.
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Checkpoint, Error> {
         let path = path.as_ref();
-        let c_path = CString::new(path.as_os_str().as_bytes())
-            .map_err(|_| Error::InvalidArgument { what: "the path has a NUL".to_owned() })?;
-        match Storage::open(path, options.storage) {
-            Ok(storage) => Checkpoint::over(c_path, storage),
-            Err(source) => Err(Error::Storage { path: text(&c_path), tensor: None, source }),
-        }
+        let c_path = c_path(path)?;
+        let parts = match Storage::open(path, options.storage) {
+            Err(StorageError::NotAFile { what }) if what == StorageError::A_FOLDER => {
+                in_folder(path, options.follow_links)?
+            }
+            Ok(_) if is_index(path) => at_index(path, options.follow_links)?,
+            Ok(storage) => return Checkpoint::of_one(c_path, storage),
+            Err(source) => return Err(Error::Storage { path: text(&c_path), tensor: None, source }),
+        };
+        Checkpoint::of_parts(&parts, options.storage)
     }
 
     /// Opens a safetensors file that is in memory. Its header is copied, its tensors are not.
@@ -49,13 +67,51 @@ impl Checkpoint {
     /// ```
     pub fn open_memory(memory: impl Into<Memory>, options: OpenOptions) -> Result<Checkpoint, Error> {
         match Storage::memory(memory.into(), options.storage) {
-            Ok(storage) => Checkpoint::over(CString::default(), storage),
+            Ok(storage) => Checkpoint::of_one(CString::default(), storage),
             Err(source) => Err(Error::Storage { path: String::new(), tensor: None, source }),
         }
     }
 
-    fn over(path: CString, storage: Storage) -> Result<Checkpoint, Error> {
-        let shard = Shard::open(path, storage)?;
-        Ok(Checkpoint { shard, names: Names::default(), copies: Copies::default() })
+    fn of_one(path: CString, storage: Storage) -> Result<Checkpoint, Error> {
+        let shards = Shards::new(vec![Shard::open(path, storage)?]);
+        let names = Names::of_one(&shards)?;
+        Checkpoint::over(shards, names)
+    }
+
+    fn of_parts(parts: &Parts, options: StorageOptions) -> Result<Checkpoint, Error> {
+        let workers = workers_for(parts.shards.len());
+        let hasher = NameHasher::default();
+        let opened = in_parallel(parts.shards.len(), workers, |number| match parts.shards.get(number) {
+            Some(part) => {
+                let shard = open_part(part, options)?;
+                let hashes = hasher.hashes(&shard.header).ok_or_else(|| shard.no_memory())?;
+                Ok(Some((shard, hashes)))
+            }
+            None => Ok(None),
+        })?;
+        let (shards, hashes): (Vec<_>, Vec<_>) = opened.into_iter().flatten().unzip();
+        let shards = Shards::new(shards);
+        let names = Names::of_many(&shards, hasher, &hashes)?;
+        drop(hashes);
+        if let Some((path, index)) = &parts.index {
+            check_index(&text(path), index, &shards, &names)?;
+        }
+        Checkpoint::over(shards, names)
+    }
+
+    fn over(shards: Shards, names: Names) -> Result<Checkpoint, Error> {
+        let no_memory = || shards.list().first().map_or(Error::no_memory(0), Shard::no_memory);
+        let metadata = Metadata::new(&shards).ok_or_else(no_memory)?;
+        for shard in shards.list() {
+            shard.make_resident()?;
+        }
+        Ok(Checkpoint { shards, names, metadata, copies: Copies::default() })
+    }
+}
+
+fn open_part(part: &Part, options: StorageOptions) -> Result<Shard, Error> {
+    match Storage::open(&part.file, options) {
+        Ok(storage) => Shard::open(part.path.clone(), storage),
+        Err(source) => Err(Error::Storage { path: text(&part.path), tensor: None, source }),
     }
 }

@@ -1,10 +1,12 @@
 //! One file: what its header says and where its bytes come from.
 
 use crate::error::Error;
-use crate::format::{header_len, Header, PREFIX_LEN};
+use crate::format::{header_len, Header, HeaderError, PREFIX_LEN};
 use crate::quote::excerpt;
 use crate::storage::{Storage, StorageError};
 use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// A shard whose header has been found true to its file.
 #[derive(Debug)]
@@ -20,14 +22,26 @@ impl Shard {
     /// underneath cannot change what was checked.
     pub(super) fn open(path: CString, storage: Storage) -> Result<Shard, Error> {
         match read_header(&storage) {
-            Ok(header) => {
-                let shard = Shard { path, header, storage };
-                shard.storage.make_resident().map_err(|source| shard.storage_error(None, source))?;
-                Ok(shard)
-            }
+            Ok(header) => Ok(Shard { path, header, storage }),
             Err(Refused::Header(source)) => Err(Error::Header { path: text(&path), source }),
             Err(Refused::Storage(source)) => Err(Error::Storage { path: text(&path), tensor: None, source }),
         }
+    }
+
+    /// Does what the options ask for once all of the checkpoint has been found true: populates, locks.
+    pub(super) fn make_resident(&self) -> Result<(), Error> {
+        self.storage.make_resident().map_err(|source| self.storage_error(None, source))
+    }
+
+    /// Where the data section starts in the file.
+    pub(super) fn data_start(&self) -> u64 {
+        PREFIX_LEN as u64 + self.header.header_len() as u64
+    }
+
+    /// The error of having no memory for the shard's directory.
+    pub(super) fn no_memory(&self) -> Error {
+        let source = HeaderError::NoMemory { header_len: self.header.header_len() };
+        Error::Header { path: self.path_text(), source }
     }
 
     pub(super) fn path_text(&self) -> String {
@@ -39,12 +53,18 @@ impl Shard {
     }
 }
 
+/// A path for C.
+pub(super) fn c_path(path: &Path) -> Result<CString, Error> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| Error::InvalidArgument { what: "the path has a NUL".to_owned() })
+}
+
 pub(super) fn text(path: &CString) -> String {
     path.to_string_lossy().into_owned()
 }
 
 enum Refused {
-    Header(crate::format::HeaderError),
+    Header(HeaderError),
     Storage(StorageError),
 }
 

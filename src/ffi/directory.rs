@@ -43,7 +43,10 @@ pub struct st_info {
     pub header_bytes: u64,
     /// Size of all tensors in bytes.
     pub tensor_bytes: u64,
-    /// The storage that was chosen: one of ST_STORAGE_*, never ST_STORAGE_AUTO.
+    /// How many metadata entries st_metadata_at leaves out because an earlier shard has another value for their key.
+    pub metadata_conflicts: u64,
+    /// The storage that was chosen: one of ST_STORAGE_*, never ST_STORAGE_AUTO. If some shards are mapped and some are read:
+    /// ST_STORAGE_READ.
     pub storage: i32,
     /// Whether tensors may be written to in memory: 1 if opened with ST_OPEN_COPY_ON_WRITE, 0 otherwise.
     pub writable: i32,
@@ -57,7 +60,7 @@ pub unsafe extern "C" fn st_len(checkpoint: *const st_checkpoint) -> usize {
 }
 
 /// Returns the names of all tensors: keys[i] is the name of tensor i, NUL-terminated UTF-8. Tensors are numbered in the order of
-/// the header. The array, made by the first call, lives as long as the handle. NULL if there is no memory for it.
+/// the shards, and within a shard in that of its header. The array, made by the first call, lives as long as the handle. NULL if there is no memory for it.
 ///
 /// len: receives the number of names; may be NULL.
 #[no_mangle]
@@ -191,6 +194,7 @@ pub unsafe extern "C" fn st_checkpoint_info(checkpoint: *const st_checkpoint, ou
             file_bytes: info.file_bytes,
             header_bytes: info.header_bytes,
             tensor_bytes: info.tensor_bytes,
+            metadata_conflicts: info.metadata_conflicts,
             storage: storage_number(info.storage),
             writable: i32::from(checkpoint.is_writable()),
         });
@@ -198,14 +202,15 @@ pub unsafe extern "C" fn st_checkpoint_info(checkpoint: *const st_checkpoint, ou
     })
 }
 
-/// Returns the number of entries in the metadata (__metadata__ of the header).
+/// Returns the number of entries in the metadata: __metadata__ of all shards' headers, each key once. Where shards have different
+/// values for a key, that of the first shard counts; st_info tells how often that was so. (An index's "metadata" is not shown.)
 #[no_mangle]
 pub unsafe extern "C" fn st_metadata_len(checkpoint: *const st_checkpoint) -> usize {
     // SAFETY: NULL or an open handle.
     guard_value(0, || Some(unsafe { self::checkpoint(checkpoint) }.ok()?.metadata_len()))
 }
 
-/// Gives key and value of metadata entry i, in the order of the header. Both live as long as the handle. (A value that contains a NUL
+/// Gives key and value of metadata entry i, in the order of the shards and their headers. Both live as long as the handle. (A value that contains a NUL
 /// appears to end there; a key cannot contain one.)
 ///
 /// key, value: either may be NULL.
@@ -250,7 +255,8 @@ pub unsafe extern "C" fn st_shard_len(checkpoint: *const st_checkpoint) -> usize
     guard_value(0, || Some(unsafe { self::checkpoint(checkpoint) }.ok()?.shard_len()))
 }
 
-/// Returns the path of a shard as it was given to st_open; "" for a buffer; NULL if shard is not below st_shard_len. It lives as
+/// Returns the path of a shard: as it was given to st_open, or the folder's path joined with the shard's name; "" for a buffer; NULL if
+/// shard is not below st_shard_len. It lives as
 /// long as the handle.
 #[no_mangle]
 pub unsafe extern "C" fn st_shard_path(checkpoint: *const st_checkpoint, shard: usize) -> *const c_char {

@@ -39,7 +39,7 @@ pub const ST_ERR_INTERNAL: st_status = 199;
 pub const ST_ERR_IO: st_status = 200;
 /// There was no memory for a directory or a copy.
 pub const ST_ERR_NO_MEMORY: st_status = 201;
-/// The path leads to a directory, a FIFO, a socket or a device.
+/// The path leads to a FIFO, a socket or a device, or that of a shard to a directory.
 pub const ST_ERR_NOT_A_FILE: st_status = 202;
 /// The file is shorter than its header says, or has become shorter since it was opened.
 pub const ST_ERR_TRUNCATED: st_status = 203;

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// An open checkpoint. Reference counted.
+/// An open checkpoint: one file, or several shards with one name space. Reference counted.
 pub struct st_checkpoint {
     _opaque: [u8; 0],
 }
@@ -37,6 +37,9 @@ pub const ST_OPEN_POPULATE: u32 = 2;
 /// Lock the mapping into physical memory. Needs RLIMIT_MEMLOCK, or fails with ST_ERR_IO or ST_ERR_NO_MEMORY; ST_ERR_UNSUPPORTED
 /// where there is no mapping. With ST_OPEN_COPY_ON_WRITE every page becomes a private copy.
 pub const ST_OPEN_LOCK: u32 = 4;
+/// Let symbolic links in the checkpoint's folder lead out of it. Without this they may lead only below the folder, or from a Hugging
+/// Face cache into its store.
+pub const ST_OPEN_FOLLOW_LINKS: u32 = 8;
 
 /// How to open a checkpoint. Initialise with ST_OPEN_OPTIONS_INIT.
 #[repr(C)]
@@ -55,18 +58,31 @@ unsafe impl Options for st_open_options {
     const FIRST_SIZE: usize = 16;
 }
 
-/// Opens a .safetensors file: reads its header into private memory, checks it, and maps the file. Nothing else is read; a file of
-/// 100 GB costs no more than one of 100 MB with as many tensors. The file may be renamed, replaced by rename or unlinked while it is open.
+/// Opens a checkpoint: reads the headers of its shards into private memory, several at once, checks them, and maps the files. Nothing
+/// else is read; 100 GB cost no more than 100 MB with as many tensors. Files may be renamed, replaced by rename or unlinked while they
+/// are open.
 ///
-/// path: any path that open(2) takes. options: NULL for the defaults.
+/// path: any path that open(2) takes. It leads to
+/// - a .safetensors file, which is the only shard; or
+/// - an index, whose name ends with ".json": a *.index.json as Hugging Face's transformers writes it, or a param_name_map.json of
+///   MindSpore's, with or without its "weight_map". A hyper_param.safetensors beside the latter is a shard too, the last one; or
+/// - a folder that holds one such index (those of PyTorch's .bin files aside); or, without an index, all of the shards
+///   *-00001-of-0000N.safetensors; or else one .safetensors file.
+/// With an index, shards are numbered in byte order of their names. Every tensor of the index must be in its shard, and every tensor of
+/// these shards in the index. A shard lies in the index's folder or below it; for symbolic links see ST_OPEN_FOLLOW_LINKS.
+///
+/// options: NULL for the defaults.
 /// out: receives the handle, with one reference that the caller must st_close; NULL on failure.
 ///
-/// ST_ERR_IO: the file is absent (os_error is ENOENT), not readable (EACCES), or the disk failed.
-/// ST_ERR_NOT_A_FILE: path leads to a directory, a FIFO, a socket or a device.
-/// ST_ERR_HEADER_* to ST_ERR_TRAILING_BYTES, ST_ERR_TRUNCATED: the file breaks a rule of the format; each has a code of its own.
+/// ST_ERR_IO: a file is absent (os_error is ENOENT), not readable (EACCES), or the disk failed.
+/// ST_ERR_NOT_A_FILE: path, or a shard, is a FIFO, a socket or a device, or a shard is a directory.
+/// ST_ERR_HEADER_* to ST_ERR_TRAILING_BYTES, ST_ERR_TRUNCATED: a file breaks a rule of the format; each has a code of its own.
 /// The rules are those of the reference implementation (github.com/huggingface/safetensors, 0.8), and stricter in that
-/// duplicate names and names with a NUL are refused.
-/// ST_ERR_NO_MEMORY: no memory for the header (at most 100 MB) or its directory.
+/// duplicate names and names with a NUL are refused; ST_ERR_DUPLICATE_NAME also if two shards have the same name.
+/// ST_ERR_INDEX_*: the index is not one, or it and the shards contradict each other.
+/// ST_ERR_SHARD_MISSING, ST_ERR_SHARD_OUTSIDE: a shard is not there, or not in the folder.
+/// ST_ERR_FOLDER_EMPTY, ST_ERR_FOLDER_AMBIGUOUS: the folder holds no checkpoint, or more than one.
+/// ST_ERR_NO_MEMORY: no memory for a header or the index (at most 100 MB each) or the directory.
 /// ST_ERR_UNSUPPORTED: the options ask for what the storage cannot do.
 /// ST_ERR_INVALID_ARGUMENT: a NULL, or options that this library does not know.
 #[no_mangle]
@@ -151,7 +167,7 @@ fn open_options(options: st_open_options) -> Result<OpenOptions, Error> {
         unknown => return Err(Error::InvalidArgument { what: format!("there is no storage {unknown}") }),
     };
     let flag = |flag| options.flags & flag != 0;
-    let unknown = options.flags & !(ST_OPEN_COPY_ON_WRITE | ST_OPEN_POPULATE | ST_OPEN_LOCK);
+    let unknown = options.flags & !(ST_OPEN_COPY_ON_WRITE | ST_OPEN_POPULATE | ST_OPEN_LOCK | ST_OPEN_FOLLOW_LINKS);
     if unknown != 0 {
         return Err(Error::InvalidArgument { what: format!("there are no flags {unknown:#x}") });
     }
@@ -161,7 +177,7 @@ fn open_options(options: st_open_options) -> Result<OpenOptions, Error> {
         populate: flag(ST_OPEN_POPULATE),
         lock: flag(ST_OPEN_LOCK),
     };
-    Ok(OpenOptions { storage })
+    Ok(OpenOptions { storage, follow_links: flag(ST_OPEN_FOLLOW_LINKS) })
 }
 
 /// The `ST_STORAGE_*` of a kind.

@@ -1,9 +1,10 @@
 //! A header: from bytes in private memory to a directory that has been checked.
 
-use super::directory::Directory;
+use super::directory::{Directory, Span};
 use super::names::{NameTable, NameTableError};
 use super::{json, scan, validate, Dtype, HeaderError};
 use crate::quote::excerpt;
+use std::collections::HashSet;
 
 /// The longest header that is accepted, in bytes. The reference implementation's limit.
 pub const MAX_HEADER_LEN: usize = 100_000_000;
@@ -30,13 +31,13 @@ pub fn header_len(prefix: &[u8], file_len: u64) -> Result<usize, HeaderError> {
 }
 
 /// A header that has been read and found true: every tensor's name, dtype, shape and place, and the metadata.
+///
+/// True but for one thing: whether a name occurs twice is found by [`NameTable`], which looks at all headers that share a name space.
 #[derive(Debug)]
 pub struct Header {
     header_len: usize,
     data_len: u64,
     directory: Directory,
-    tensor_names: NameTable,
-    metadata_keys: NameTable,
 }
 
 impl Header {
@@ -44,15 +45,17 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`HeaderError`]: every variant but those of [`header_len`] and [`Header::check_file_len`].
+    /// [`HeaderError`]: every variant but those of [`header_len`] and [`Header::check_file_len`]. Duplicate names are seen to by
+    /// [`NameTable`]; here they are an error only where something else is wrong too.
     ///
     /// ```
     /// use safetensors_lazy::format::{Dtype, Header};
     ///
     /// let text = br#"{"bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
     /// let header = Header::parse(text)?;
-    /// let bias = header.tensor(header.find(b"bias").unwrap()).unwrap();
-    /// assert_eq!((bias.dtype, bias.shape, header.data_len()), (Dtype::F32, &[2][..], 8));
+    /// let bias = header.tensor(0).unwrap();
+    /// assert_eq!((bias.name, bias.dtype, bias.shape), (&b"bias"[..], Dtype::F32, &[2][..]));
+    /// assert_eq!(header.data_len(), 8);
     /// # Ok::<(), safetensors_lazy::format::HeaderError>(())
     /// ```
     pub fn parse(text: &[u8]) -> Result<Header, HeaderError> {
@@ -62,33 +65,57 @@ impl Header {
             Some(directory) if std::str::from_utf8(&directory.text).is_ok() => directory,
             _ => json::parse(utf8(text)?)?,
         };
-        let names = directory.tensors.iter().map(|entry| entry.name);
-        let tensor_names = NameTable::new(&directory.text, names).map_err(|error| match error {
-            NameTableError::Duplicate(i) => HeaderError::DuplicateName { name: string(directory.name(i)) },
-            NameTableError::NoMemory => HeaderError::NoMemory { header_len },
-        })?;
-        let keys = directory.metadata.iter().map(|(key, _)| *key);
-        let metadata_keys = NameTable::new(&directory.text, keys).map_err(|error| match error {
-            NameTableError::Duplicate(i) => HeaderError::DuplicateMetadata { key: string(key(&directory, i)) },
-            NameTableError::NoMemory => HeaderError::NoMemory { header_len },
-        })?;
-        let data_len = validate::validate(&directory)?;
-        Ok(Header { header_len, data_len, directory, tensor_names, metadata_keys })
+        let mut header = Header { header_len, data_len: 0, directory };
+        header.check_metadata_keys()?;
+        match validate::validate(&header.directory) {
+            Ok(data_len) => header.data_len = data_len,
+            Err(error) => return Err(header.duplicate_name().unwrap_or(error)),
+        }
+        Ok(header)
+    }
+
+    /// Where something else is wrong: two tensors of the same name often have the same offsets, and the name says more.
+    #[cold]
+    fn duplicate_name(&self) -> Option<HeaderError> {
+        NameTable::new(self).err().map(|error| self.name_error(error))
+    }
+
+    /// The error of a name table over this header alone.
+    pub(crate) fn name_error(&self, error: NameTableError) -> HeaderError {
+        match error {
+            NameTableError::Duplicate { second, .. } => HeaderError::DuplicateName { name: string(self.name(second)) },
+            NameTableError::NoMemory => HeaderError::NoMemory { header_len: self.header_len },
+        }
+    }
+
+    fn check_metadata_keys(&self) -> Result<(), HeaderError> {
+        if self.metadata_len() < 2 {
+            return Ok(());
+        }
+        let mut keys: HashSet<&[u8]> = HashSet::new();
+        if keys.try_reserve(self.metadata_len()).is_err() {
+            return Err(HeaderError::NoMemory { header_len: self.header_len });
+        }
+        match (0..self.metadata_len()).filter_map(|i| self.metadata(i)).find(|(key, _)| !keys.insert(key)) {
+            Some((key, _)) => Err(HeaderError::DuplicateMetadata { key: string(key) }),
+            None => Ok(()),
+        }
     }
 
     /// Checks that a file with this header has `file_len` bytes.
     ///
     /// # Errors
     ///
-    /// `Truncated` or `TrailingBytes` of [`HeaderError`].
+    /// `Truncated` or `TrailingBytes` of [`HeaderError`]; `DuplicateName` where that is wrong too.
     pub fn check_file_len(&self, file_len: u64) -> Result<(), HeaderError> {
         // 128 bits, because the data may claim nearly 2^64 bytes.
         let expected_len = PREFIX_LEN as u128 + self.header_len as u128 + u128::from(self.data_len);
-        match u128::from(file_len).cmp(&expected_len) {
-            std::cmp::Ordering::Less => Err(HeaderError::Truncated { expected_len, file_len }),
-            std::cmp::Ordering::Equal => Ok(()),
-            std::cmp::Ordering::Greater => Err(HeaderError::TrailingBytes { expected_len, file_len }),
-        }
+        let error = match u128::from(file_len).cmp(&expected_len) {
+            std::cmp::Ordering::Equal => return Ok(()),
+            std::cmp::Ordering::Less => HeaderError::Truncated { expected_len, file_len },
+            std::cmp::Ordering::Greater => HeaderError::TrailingBytes { expected_len, file_len },
+        };
+        Err(self.duplicate_name().unwrap_or(error))
     }
 
     /// Length of the header in bytes, without the prefix.
@@ -128,9 +155,14 @@ impl Header {
         self.directory.name(index)
     }
 
-    /// The index of the tensor of that name. Takes constant time and does not allocate.
-    pub fn find(&self, name: &[u8]) -> Option<usize> {
-        self.tensor_names.find(&self.directory.text, name)
+    /// The text in which names lie.
+    pub(crate) fn text(&self) -> &[u8] {
+        &self.directory.text
+    }
+
+    /// Where the names lie in the text, in the order of the header.
+    pub(super) fn name_spans(&self) -> impl ExactSizeIterator<Item = Span> + '_ {
+        self.directory.tensors.iter().map(|entry| entry.name)
     }
 
     /// Number of entries in `__metadata__`.
@@ -142,11 +174,6 @@ impl Header {
     pub fn metadata(&self, index: usize) -> Option<(&[u8], &[u8])> {
         let (key, value) = self.directory.metadata.get(index)?;
         Some((key.of(&self.directory.text), value.of(&self.directory.text)))
-    }
-
-    /// The index of the metadata entry of that key. Takes constant time and does not allocate.
-    pub fn find_metadata(&self, key: &[u8]) -> Option<usize> {
-        self.metadata_keys.find(&self.directory.text, key)
     }
 }
 
@@ -167,10 +194,6 @@ pub struct TensorInfo<'h> {
 
 fn utf8(text: &[u8]) -> Result<&str, HeaderError> {
     std::str::from_utf8(text).map_err(|error| HeaderError::Utf8 { position: error.valid_up_to() })
-}
-
-fn key(directory: &Directory, index: usize) -> &[u8] {
-    directory.metadata.get(index).map_or(&[], |(key, _)| key.of(&directory.text))
 }
 
 fn string(utf8: &[u8]) -> String {
@@ -211,24 +234,20 @@ mod tests {
     }
 
     #[test]
-    fn find_and_find_metadata() {
+    fn metadata_gives_entries_in_order() {
         for header in both_forms() {
-            assert_eq!((header.find(b"a"), header.find(b"b"), header.find(b"c")), (Some(1), Some(0), None));
-            assert_eq!(header.find_metadata(b"format"), Some(0));
             assert_eq!(header.metadata(0), Some((&b"format"[..], &b"pt"[..])));
-            assert_eq!((header.find_metadata(b"pt"), header.metadata(1)), (None, None));
+            assert_eq!((header.metadata(1), header.metadata_len()), (None, 1));
         }
     }
 
     #[test]
     fn parse_refuses_duplicates_in_either_form() {
-        let tensor = r#"{"dtype":"U8","shape":[0],"data_offsets":[0,0]}"#;
-        for (text, name) in [
-            (format!(r#"{{"a":{tensor},"b":{tensor},"a":{tensor}}}"#), "a"),
-            (format!(r#"{{"a":{tensor},"\u0061":{tensor}}}"#), "a"),
-        ] {
+        // Names are looked at here only when the offsets are wrong, as they are when both tensors have the same.
+        let tensor = r#"{"dtype":"U8","shape":[1],"data_offsets":[0,1]}"#;
+        for text in [format!(r#"{{"a":{tensor},"a":{tensor}}}"#), format!(r#"{{"a":{tensor},"\u0061":{tensor}}}"#)] {
             let error = Header::parse(text.as_bytes()).unwrap_err();
-            assert_eq!(error, HeaderError::DuplicateName { name: name.to_owned() });
+            assert_eq!(error, HeaderError::DuplicateName { name: "a".to_owned() });
         }
         for text in [r#"{"__metadata__":{"k":"1","k":"1"}}"#, r#"{"__metadata__":{"k":"1","\u006b":"2"}}"#] {
             let error = Header::parse(text.as_bytes()).unwrap_err();

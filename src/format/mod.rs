@@ -30,6 +30,7 @@ pub use error::{HeaderError, IndexError, RankError, SliceError};
 pub use header::{header_len, Header, TensorInfo, MAX_HEADER_LEN, PREFIX_LEN};
 pub use index::{Index, MAX_INDEX_LEN};
 pub use layout::{split_range, Layout};
+pub use names::{NameHasher, NameTable, NameTableError, Part};
 pub use slice::{Run, Runs, Slice, END};
 
 /// The two readers of header text, apart. Not part of the public API: for fuzzing and benchmarks.
@@ -38,7 +39,6 @@ pub use slice::{Run, Runs, Slice, END};
 pub mod internals {
     pub use super::directory::{Directory, Span};
     pub use super::json::parse as parse_json;
-    pub use super::names::NameTable;
     pub use super::scan::scan;
     pub use super::validate::validate;
 }

@@ -1,108 +1,230 @@
-//! Names to indices: a hash index that holds no names itself.
+//! Names to tensors: a hash index that holds no names itself.
 
 use super::directory::Span;
+use super::Header;
 use hashbrown::hash_table::{Entry, HashTable};
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
-/// A hash index over the strings of a directory's text, which each call is given.
+/// A hash index over the names in one or several headers, each of which it numbers. It holds where names lie, and each call is
+/// told in what text.
 ///
 /// The hash (SipHash) is keyed by the operating system's randomness, so that no file can be made whose names all collide.
+///
+/// It is made in two steps, so that several threads can share the work: [`NameHasher`] gives the hashes of some names, and
+/// [`Part::new`] indexes those that belong to one of several parts.
 #[derive(Debug)]
 pub struct NameTable {
-    slots: HashTable<Slot>,
-    hash: RandomState,
+    hasher: NameHasher,
+    /// As many as a power of two.
+    parts: Box<[Part]>,
 }
 
-/// A name's index, and where the name is. With both in the table a look-up touches the table, the text, and nothing else.
+/// What hashes the names of one table.
+#[derive(Clone, Debug, Default)]
+pub struct NameHasher(RandomState);
+
+/// The names of a table whose hashes have certain bits in common.
+#[derive(Debug, Default)]
+pub struct Part(HashTable<Slot>);
+
+/// A name's number, and where it is. With both in the table a look-up touches the table, the text, and nothing else.
 #[derive(Debug)]
 struct Slot {
-    index: u32,
+    number: u32,
     name: Span,
 }
 
-/// Why a [`NameTable`] could not be built.
-#[derive(Debug, PartialEq, Eq)]
+/// Why names could not be indexed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameTableError {
-    /// The name of this index occurs at a smaller index too.
-    Duplicate(usize),
-    /// There was no memory for the table.
+    /// The same name has two numbers.
+    Duplicate {
+        /// The smaller number.
+        first: usize,
+        /// The larger number.
+        second: usize,
+    },
+    /// There was no memory for the table, or there are more than 2^32 names.
     NoMemory,
 }
 
-impl NameTable {
-    /// Indexes `names`, whose spans lie in `text`, in their order.
-    pub fn new(text: &[u8], names: impl ExactSizeIterator<Item = Span>) -> Result<NameTable, NameTableError> {
-        let mut table = NameTable { slots: HashTable::new(), hash: RandomState::new() };
-        // Room for all is made here, so nothing is ever rehashed.
-        let rehash = |_: &Slot| 0;
-        table.slots.try_reserve(names.len(), rehash).map_err(|_| NameTableError::NoMemory)?;
-        for (index, span) in names.enumerate() {
-            let name = span.of(text);
-            let hash = table.hash_of(name);
-            match table.slots.entry(hash, |slot| slot.name.of(text) == name, rehash) {
-                Entry::Occupied(_) => return Err(NameTableError::Duplicate(index)),
-                Entry::Vacant(slot) => {
-                    let index = u32::try_from(index).map_err(|_| NameTableError::NoMemory)?;
-                    slot.insert(Slot { index, name: span });
+impl NameHasher {
+    /// The hash of a name.
+    #[inline]
+    fn hash(&self, name: &[u8]) -> u64 {
+        let mut hasher = self.0.build_hasher();
+        hasher.write(name);
+        hasher.finish()
+    }
+
+    /// The hashes of all names of a header, in its order. `None` if there is no memory for them.
+    pub fn hashes(&self, header: &Header) -> Option<Vec<u64>> {
+        let mut hashes = Vec::new();
+        hashes.try_reserve_exact(header.len()).ok()?;
+        hashes.extend(header.name_spans().map(|span| self.hash(span.of(header.text()))));
+        Some(hashes)
+    }
+}
+
+impl Part {
+    /// Indexes those of the names whose hashes fall into part `part` of `parts`, a power of two. Names are numbered through all
+    /// `headers`, in their order; `hashes` are those of each.
+    pub fn new(headers: &[&Header], hashes: &[Vec<u64>], part: usize, parts: usize) -> Result<Part, NameTableError> {
+        let belongs = |hash: &u64| part_of(*hash, parts) == part;
+        let len = hashes.iter().flatten().filter(|hash| belongs(hash)).count();
+        let mut table = Part::with_room(len)?;
+        let mut first = 0usize;
+        for (header, hashes) in headers.iter().zip(hashes) {
+            for (index, (span, hash)) in header.name_spans().zip(hashes).enumerate() {
+                if belongs(hash) {
+                    table.insert(*hash, first + index, span, header.text(), |number| text_of(headers, number))?;
                 }
             }
+            first += header.len();
         }
         Ok(table)
     }
 
-    /// The index of `name`. Does not allocate.
-    pub fn find(&self, text: &[u8], name: &[u8]) -> Option<usize> {
-        let slot = self.slots.find(self.hash_of(name), |slot| slot.name.of(text) == name)?;
-        Some(slot.index as usize)
+    fn with_room(len: usize) -> Result<Part, NameTableError> {
+        let mut slots = HashTable::new();
+        slots.try_reserve(len, rehash).map_err(|_| NameTableError::NoMemory)?;
+        Ok(Part(slots))
     }
 
     #[inline]
-    fn hash_of(&self, name: &[u8]) -> u64 {
-        let mut hasher = self.hash.build_hasher();
-        hasher.write(name);
-        hasher.finish()
+    fn insert<'t>(
+        &mut self,
+        hash: u64,
+        number: usize,
+        span: Span,
+        text: &[u8],
+        text_of: impl Fn(usize) -> &'t [u8],
+    ) -> Result<(), NameTableError> {
+        let name = span.of(text);
+        match self.0.entry(hash, |slot| slot.name.of(text_of(slot.number as usize)) == name, rehash) {
+            Entry::Occupied(slot) => {
+                Err(NameTableError::Duplicate { first: slot.get().number as usize, second: number })
+            }
+            Entry::Vacant(slot) => {
+                let number = u32::try_from(number).map_err(|_| NameTableError::NoMemory)?;
+                slot.insert(Slot { number, name: span });
+                Ok(())
+            }
+        }
     }
+}
+
+impl NameTable {
+    /// Indexes the names of one header.
+    pub fn new(header: &Header) -> Result<NameTable, NameTableError> {
+        let hasher = NameHasher::default();
+        let text = header.text();
+        let mut part = Part::with_room(header.len())?;
+        for (number, span) in header.name_spans().enumerate() {
+            part.insert(hasher.hash(span.of(text)), number, span, text, |_| text)?;
+        }
+        Ok(NameTable::of_parts(hasher, [part]))
+    }
+
+    /// The table of all its parts, in their order, made with the hashes of `hasher`.
+    pub fn of_parts(hasher: NameHasher, parts: impl Into<Box<[Part]>>) -> NameTable {
+        NameTable { hasher, parts: parts.into() }
+    }
+
+    /// The number of `name`; `text_of` gives the text in which the name of a number lies. Does not allocate.
+    #[inline]
+    pub fn find<'t>(&self, name: &[u8], text_of: impl Fn(usize) -> &'t [u8]) -> Option<usize> {
+        let hash = self.hasher.hash(name);
+        let part = self.parts.get(part_of(hash, self.parts.len()))?;
+        let slot = part.0.find(hash, |slot| slot.name.of(text_of(slot.number as usize)) == name)?;
+        Some(slot.number as usize)
+    }
+}
+
+/// hashbrown places an entry by the lowest bits of its hash and tags it with the highest seven: these are free to divide names.
+#[inline]
+fn part_of(hash: u64, parts: usize) -> usize {
+    (hash >> 40) as usize & parts.wrapping_sub(1)
+}
+
+/// Room for all names of a part is made at once, so nothing is ever rehashed.
+fn rehash(_: &Slot) -> u64 {
+    0
+}
+
+fn text_of<'h>(headers: &[&'h Header], number: usize) -> &'h [u8] {
+    let mut number = number;
+    for header in headers {
+        match number.checked_sub(header.len()) {
+            None => return header.text(),
+            Some(rest) => number = rest,
+        }
+    }
+    &[]
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::directory::Directory;
     use super::*;
 
-    fn table(names: &[&str]) -> (Directory, Result<NameTable, NameTableError>) {
-        let mut directory = Directory::default();
-        let spans: Vec<Span> = names.iter().map(|name| directory.keep(name.as_bytes()).unwrap()).collect();
-        let table = NameTable::new(&directory.text, spans.into_iter());
-        (directory, table)
+    fn header(names: &[&str]) -> Header {
+        let tensor = |name: &&str| format!(r#""{name}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+        let text = format!("{{{}}}", names.iter().map(tensor).collect::<Vec<_>>().join(","));
+        Header::parse(text.as_bytes()).unwrap()
+    }
+
+    fn many(start: usize) -> Header {
+        let names: Vec<String> = (start..start + 1000).map(|i| format!("layer.{i}")).collect();
+        header(&names.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn in_parts(headers: &[&Header], parts: usize) -> Result<NameTable, NameTableError> {
+        let hasher = NameHasher::default();
+        let hashes: Vec<Vec<u64>> = headers.iter().map(|header| hasher.hashes(header).unwrap()).collect();
+        let parts: Result<Vec<Part>, _> = (0..parts).map(|part| Part::new(headers, &hashes, part, parts)).collect();
+        Ok(NameTable::of_parts(hasher, parts?))
     }
 
     #[test]
-    fn find_gives_each_name_its_index() {
-        let names: Vec<String> = (0..1000).map(|i| format!("layer.{i}")).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let (directory, table) = table(&names);
-        let table = table.unwrap();
-        for (i, name) in names.iter().enumerate() {
-            assert_eq!(table.find(&directory.text, name.as_bytes()), Some(i));
+    fn find_gives_each_name_its_number() {
+        let header = many(0);
+        let table = NameTable::new(&header).unwrap();
+        for i in 0..1000 {
+            assert_eq!(table.find(header.name(i), |_| header.text()), Some(i));
         }
         for absent in [&b"layer.1000"[..], b"layer.", b"", b"layer.1\0layer.2"] {
-            assert_eq!(table.find(&directory.text, absent), None);
+            assert_eq!(table.find(absent, |_| header.text()), None);
+        }
+    }
+
+    #[test]
+    fn find_in_a_table_of_parts_over_several_headers() {
+        let headers = [&many(0), &header(&[]), &many(1000), &header(&["", "lm"])];
+        for parts in [1, 2, 8] {
+            let table = in_parts(&headers, parts).unwrap();
+            let find = |name: &str| table.find(name.as_bytes(), |number| text_of(&headers, number));
+            assert_eq!((find("layer.0"), find("layer.999"), find("layer.1000")), (Some(0), Some(999), Some(1000)));
+            assert_eq!((find("layer.1999"), find(""), find("lm")), (Some(1999), Some(2000), Some(2001)));
+            assert_eq!((find("layer.2000"), find("l")), (None, None));
         }
     }
 
     #[test]
     fn find_among_none_and_the_empty_name() {
-        let (directory, none) = table(&[]);
-        assert_eq!(none.unwrap().find(&directory.text, b""), None);
-        let (directory, empty) = table(&["a", ""]);
-        assert_eq!(empty.unwrap().find(&directory.text, b""), Some(1));
+        let none = header(&[]);
+        assert_eq!(NameTable::new(&none).unwrap().find(b"", |_| none.text()), None);
+        let empty = header(&["a", ""]);
+        assert_eq!(NameTable::new(&empty).unwrap().find(b"", |_| empty.text()), Some(1));
     }
 
     #[test]
     fn new_refuses_a_name_that_occurs_twice() {
-        assert_eq!(table(&["a", "b", "", "a"]).1.unwrap_err(), NameTableError::Duplicate(3));
-        assert_eq!(table(&["", "b", ""]).1.unwrap_err(), NameTableError::Duplicate(2));
-        assert!(table(&["a", "aa", "", "b"]).1.is_ok());
+        let refused = |names: &[&str]| NameTable::new(&header(names)).unwrap_err();
+        assert_eq!(refused(&["a", "b", "", "a"]), NameTableError::Duplicate { first: 0, second: 3 });
+        assert_eq!(refused(&["", "b", ""]), NameTableError::Duplicate { first: 0, second: 2 });
+        assert!(NameTable::new(&header(&["a", "aa", "", "b"])).is_ok());
+        let refused = in_parts(&[&header(&["x", "a"]), &header(&["b", "a"])], 1).unwrap_err();
+        assert_eq!(refused, NameTableError::Duplicate { first: 1, second: 3 });
     }
 }

@@ -38,6 +38,9 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// What a [`StorageError::NotAFile`] says of a folder.
+    pub(crate) const A_FOLDER: &'static str = "a directory";
+
     pub(super) fn io(action: &'static str, source: io::Error) -> StorageError {
         StorageError::Io { action, source }
     }

@@ -5,6 +5,7 @@
 
 mod buffer;
 mod error;
+mod folder;
 mod fs;
 mod mapping;
 mod memory;
@@ -12,6 +13,7 @@ mod pread;
 
 pub(crate) use buffer::Buffer;
 pub use error::StorageError;
+pub(crate) use folder::{Folder, NotInFolder};
 pub use memory::Memory;
 
 use fs::FileSystem;

@@ -93,7 +93,7 @@ fn read_at(file: &File, dst: &mut [MaybeUninit<u8>], offset: u64) -> io::Result<
 fn check_type(kind: FileType) -> Result<(), StorageError> {
     let what = match () {
         () if kind.is_file() => return Ok(()),
-        () if kind.is_dir() => "a directory",
+        () if kind.is_dir() => StorageError::A_FOLDER,
         () if kind.is_fifo() => "a FIFO",
         () if kind.is_socket() => "a socket",
         () => "a device",

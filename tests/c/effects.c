@@ -124,7 +124,7 @@ static void no_descriptors_are_left(void) {
         st_close(st_retain(checkpoint));
         st_close(checkpoint);
         FAILS(ST_ERR_HEADER_LENGTH, st_open(damaged, &options, &checkpoint, &err));
-        FAILS(ST_ERR_NOT_A_FILE, st_open("/", &options, &checkpoint, &err));
+        FAILS(ST_ERR_FOLDER_EMPTY, st_open("/", &options, &checkpoint, &err));
         options.flags = ST_OPEN_LOCK;
         options.storage = ST_STORAGE_READ;
         FAILS(ST_ERR_UNSUPPORTED, st_open(path, &options, &checkpoint, &err));

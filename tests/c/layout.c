@@ -34,12 +34,13 @@ AT(st_tensor, shard, 40);
 AT(st_tensor, file_offset, 48);
 AT(st_tensor, alignment, 56);
 
-SIZE(st_info, 32);
+SIZE(st_info, 40);
 AT(st_info, file_bytes, 0);
 AT(st_info, header_bytes, 8);
 AT(st_info, tensor_bytes, 16);
-AT(st_info, storage, 24);
-AT(st_info, writable, 28);
+AT(st_info, metadata_conflicts, 24);
+AT(st_info, storage, 32);
+AT(st_info, writable, 36);
 
 SIZE(st_range, 16);
 AT(st_range, start, 0);

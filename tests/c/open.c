@@ -132,10 +132,10 @@ static void file_as_folder(void) {
     refuses_with(ENOTDIR, fixture_path("sample.safetensors/part"));
 }
 
-static void directory(void) {
-    refuses(ST_ERR_NOT_A_FILE, fixture_path(""));
-    SAYS("directory");
-    refuses(ST_ERR_NOT_A_FILE, "/");
+static void empty_folder(void) {
+    refuses(ST_ERR_FOLDER_EMPTY, fixture_path(""));
+    SAYS("no .safetensors file");
+    refuses(ST_ERR_FOLDER_EMPTY, "/");
 }
 
 static void fifo_does_not_hang(void) {
@@ -350,7 +350,7 @@ static const test_case cases[] = {
     CASE(file_larger_than_32_bits),
     CASE(missing_file),
     CASE(file_as_folder),
-    CASE(directory),
+    CASE(empty_folder),
     CASE(fifo_does_not_hang),
     CASE(device),
     CASE(socket_file),

@@ -195,7 +195,7 @@ proptest! {
         let whole = &file[file.len() - nbytes..];
         let expected = selection.byte_runs().map(|_| pack(whole, bits, &selection.elements()));
         for kind in [StorageKind::Mmap, StorageKind::Read, StorageKind::Memory] {
-            let options = OpenOptions { storage: StorageOptions { kind, copy_on_write, ..StorageOptions::default() } };
+            let options = OpenOptions { storage: StorageOptions { kind, copy_on_write, ..StorageOptions::default() }, ..OpenOptions::default() };
             let checkpoint = match kind {
                 StorageKind::Memory => Checkpoint::open_memory(file.clone(), options).unwrap(),
                 _ => Checkpoint::open(on_disk.path(), options).unwrap(),

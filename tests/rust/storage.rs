@@ -2,7 +2,7 @@
 
 use crate::sample;
 use safetensors_lazy::storage::{StorageError, StorageKind, StorageOptions};
-use safetensors_lazy::{Checkpoint, Error, OpenOptions};
+use safetensors_lazy::{Checkpoint, Error, FolderError, OpenOptions};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Write;
@@ -27,7 +27,10 @@ fn file_filled_with(fill: u8) -> Vec<u8> {
 }
 
 fn open(path: &Path, kind: StorageKind) -> Result<Checkpoint, Error> {
-    Checkpoint::open(path, OpenOptions { storage: StorageOptions { kind, ..StorageOptions::default() } })
+    Checkpoint::open(
+        path,
+        OpenOptions { storage: StorageOptions { kind, ..StorageOptions::default() }, ..OpenOptions::default() },
+    )
 }
 
 fn read(checkpoint: &Checkpoint, index: usize) -> Result<Vec<u8>, Error> {
@@ -140,7 +143,6 @@ fn what_is_no_file_is_refused_by_its_kind() {
         (fifo.as_path(), "a FIFO"),
         (&link, "a FIFO"),
         (&socket, "a socket"),
-        (folder.path(), "a directory"),
         (Path::new("/dev/null"), "a device"),
         (Path::new("/dev/zero"), "a device"),
     ];
@@ -153,6 +155,15 @@ fn what_is_no_file_is_refused_by_its_kind() {
                 other => panic!("{}: {other}", path.display()),
             }
         }
+    }
+}
+
+#[test]
+fn a_folder_without_a_checkpoint_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for kind in [StorageKind::Auto, StorageKind::Mmap, StorageKind::Read] {
+        let error = open(folder.path(), kind).unwrap_err();
+        assert!(matches!(error, Error::Folder { source: FolderError::Empty, .. }), "{error}");
     }
 }
 

@@ -1,0 +1,75 @@
+//! Whether an index and the shards say the same.
+
+use super::names::Names;
+use super::shards::Shards;
+use crate::error::{Error, Mismatch};
+use crate::format::{Index, IndexError};
+use crate::quote::excerpt;
+
+/// Checks that each tensor of the index is in the shard that the index names, once, and that the index names all tensors of these
+/// shards. `shards` starts with those of the index, in its order; what comes after them the index need not name.
+pub(super) fn check_index(path: &str, index: &Index, shards: &Shards, names: &Names) -> Result<(), Error> {
+    let mut seen = Seen::new(shards.len()).ok_or_else(|| Error::Index {
+        path: path.to_owned(),
+        source: IndexError::NoMemory { len: shards.len() as u64 },
+    })?;
+    // Indices are mostly sorted by name, and so are headers: where the last tensor of a shard was found, the next one follows.
+    let mut next: Vec<usize> = (0..shards.list().len()).map(|shard| shards.first(shard)).collect();
+    for (name, shard) in index.entries() {
+        let expected = next.get(shard).copied().unwrap_or_default();
+        let found = match expected < shards.first(shard.saturating_add(1)) && shards.name(expected) == name {
+            true => Some(expected),
+            false => names.find(shards, name),
+        };
+        let Some(tensor) = found else { return Err(mismatch(path, name, shards, shard, Mismatch::NotInShard)) };
+        let shard_of_it = shards.locate(tensor).map_or(0, |(_, number, _)| number);
+        if shard_of_it != shard {
+            return Err(mismatch(path, name, shards, shard_of_it, Mismatch::InOtherShard));
+        }
+        if !seen.insert(tensor) {
+            let source = IndexError::Duplicate { name: excerpt(&String::from_utf8_lossy(name)) };
+            return Err(Error::Index { path: path.to_owned(), source });
+        }
+        if let Some(next) = next.get_mut(shard) {
+            *next = tensor + 1;
+        }
+    }
+    let named = shards.first(index.shards().len());
+    match (0..named).find(|tensor| !seen.contains(*tensor)) {
+        None => Ok(()),
+        Some(tensor) => {
+            let shard = shards.locate(tensor).map_or(0, |(_, number, _)| number);
+            Err(mismatch(path, shards.name(tensor), shards, shard, Mismatch::NotInIndex))
+        }
+    }
+}
+
+fn mismatch(path: &str, name: &[u8], shards: &Shards, shard: usize, mismatch: Mismatch) -> Error {
+    let shard = shards.list().get(shard).map(|shard| excerpt(&shard.path_text())).unwrap_or_default();
+    Error::IndexMismatch { path: path.to_owned(), tensor: excerpt(&String::from_utf8_lossy(name)), shard, mismatch }
+}
+
+/// A set of tensors.
+struct Seen(Vec<u64>);
+
+impl Seen {
+    fn new(len: usize) -> Option<Seen> {
+        let mut words = Vec::new();
+        words.try_reserve_exact(len.div_ceil(64)).ok()?;
+        words.resize(len.div_ceil(64), 0);
+        Some(Seen(words))
+    }
+
+    /// Whether `tensor` was not in it yet.
+    fn insert(&mut self, tensor: usize) -> bool {
+        let Some(word) = self.0.get_mut(tensor / 64) else { return false };
+        let bit = 1 << (tensor % 64);
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
+    }
+
+    fn contains(&self, tensor: usize) -> bool {
+        self.0.get(tensor / 64).is_some_and(|word| word & (1 << (tensor % 64)) != 0)
+    }
+}

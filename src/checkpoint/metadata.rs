@@ -1,0 +1,80 @@
+//! The metadata of all shards as one.
+
+use super::shards::Shards;
+use hashbrown::hash_table::{Entry, HashTable};
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+
+/// The metadata of all shards, in their order, each key once: the first shard that has it decides.
+#[derive(Debug)]
+pub(super) struct Metadata {
+    /// Shard, and entry of its header.
+    entries: Vec<(usize, usize)>,
+    /// Indices of `entries`, by key.
+    keys: HashTable<usize>,
+    /// Keyed by the operating system's randomness, as for names.
+    hash: RandomState,
+    conflicts: u64,
+}
+
+impl Metadata {
+    /// `None` if there is no memory.
+    pub(super) fn new(shards: &Shards) -> Option<Metadata> {
+        let mut merged =
+            Metadata { entries: Vec::new(), keys: HashTable::new(), hash: RandomState::new(), conflicts: 0 };
+        let len = shards.headers().map(|header| header.metadata_len()).sum();
+        merged.entries.try_reserve_exact(len).ok()?;
+        // Room for all is made here, so nothing is ever rehashed.
+        let rehash = |_: &usize| 0;
+        merged.keys.try_reserve(len, rehash).ok()?;
+        for (shard, header) in shards.headers().enumerate() {
+            for i in 0..header.metadata_len() {
+                let (key, value) = header.metadata(i)?;
+                let entry_of = |at: &usize| merged.entries.get(*at).and_then(|entry| get(shards, *entry));
+                let is_key = |at: &usize| entry_of(at).is_some_and(|(known, _)| known == key);
+                match merged.keys.entry(merged.hash_of(key), is_key, rehash) {
+                    Entry::Occupied(known) => {
+                        let differs = entry_of(known.get()).is_some_and(|(_, known)| known != value);
+                        merged.conflicts += u64::from(differs);
+                    }
+                    Entry::Vacant(slot) => {
+                        slot.insert(merged.entries.len());
+                        merged.entries.push((shard, i));
+                    }
+                }
+            }
+        }
+        Some(merged)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Key and value of an entry, each followed by a NUL where it lies.
+    pub(super) fn get<'s>(&self, shards: &'s Shards, index: usize) -> Option<(&'s [u8], &'s [u8])> {
+        get(shards, *self.entries.get(index)?)
+    }
+
+    /// The value of a key.
+    pub(super) fn find<'s>(&self, shards: &'s Shards, key: &[u8]) -> Option<&'s [u8]> {
+        let entry_of = |at: &usize| self.get(shards, *at);
+        let at = self.keys.find(self.hash_of(key), |at| entry_of(at).is_some_and(|(known, _)| known == key))?;
+        entry_of(at).map(|(_, value)| value)
+    }
+
+    /// How many entries were left out because an earlier shard has another value for their key.
+    pub(super) fn conflicts(&self) -> u64 {
+        self.conflicts
+    }
+
+    fn hash_of(&self, key: &[u8]) -> u64 {
+        let mut hasher = self.hash.build_hasher();
+        hasher.write(key);
+        hasher.finish()
+    }
+}
+
+fn get(shards: &Shards, (shard, entry): (usize, usize)) -> Option<(&[u8], &[u8])> {
+    shards.list().get(shard)?.header.metadata(entry)
+}

@@ -1,0 +1,162 @@
+//! A folder whose files are named by strangers.
+
+use super::StorageError;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+/// A folder, as it was named and as it is.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    /// Absolute, without symbolic links.
+    real: PathBuf,
+}
+
+/// Why a name does not lead to a file of a folder.
+#[derive(Debug)]
+pub(crate) enum NotInFolder {
+    /// There is nothing of that name.
+    Missing,
+    /// It leads out of the folder, in the way that this says.
+    Outside(&'static str),
+    /// The system refused to say.
+    Storage(StorageError),
+}
+
+impl Folder {
+    pub(crate) fn open(path: &Path) -> Result<Folder, StorageError> {
+        // The folder of a bare file name has an empty path.
+        let named = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let real = std::fs::canonicalize(named).map_err(|error| StorageError::io("open", error))?;
+        Ok(Folder { path: path.to_owned(), real })
+    }
+
+    /// The path of a file, as the caller of the library would write it.
+    pub(crate) fn join(&self, name: &Path) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The names of all that is in the folder, hidden files aside, in byte order.
+    pub(crate) fn names(&self) -> Result<Vec<OsString>, StorageError> {
+        let refused = |error| StorageError::io("list", error);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.real).map_err(refused)? {
+            let name = entry.map_err(refused)?.file_name();
+            if !name.as_encoded_bytes().starts_with(b".") {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Where `name` leads: a path without symbolic links, which lies in the folder or below it. Links may lead out of it only with
+    /// `follow_links`, or into the store of a Hugging Face cache that the folder belongs to.
+    pub(crate) fn resolve(&self, name: &Path, follow_links: bool) -> Result<PathBuf, NotInFolder> {
+        if name.has_root() {
+            return Err(NotInFolder::Outside("is an absolute path"));
+        }
+        if name.components().any(|component| component == Component::ParentDir) {
+            return Err(NotInFolder::Outside("leads upwards (..)"));
+        }
+        let real = match std::fs::canonicalize(self.real.join(name)) {
+            Ok(real) => real,
+            // A name with a NUL is none that a file can have.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+                return Err(NotInFolder::Missing)
+            }
+            Err(error) => return Err(NotInFolder::Storage(StorageError::io("open", error))),
+        };
+        match real.starts_with(&self.real) || follow_links || self.has_in_store(&real) {
+            true => Ok(real),
+            false => Err(NotInFolder::Outside("leads out of the folder by a symbolic link")),
+        }
+    }
+
+    /// Whether a file lies in the store of the Hugging Face cache that this folder belongs to: there `<model>/snapshots/<revision>/`
+    /// is made of links into `<model>/blobs/` (huggingface_hub, "Understand caching").
+    fn has_in_store(&self, file: &Path) -> bool {
+        let is_snapshots = |path: &&Path| path.file_name() == Some(OsStr::new("snapshots"));
+        let snapshots = self.real.ancestors().skip(1).find(is_snapshots);
+        let store = snapshots.and_then(Path::parent).map(|model| model.join("blobs"));
+        store.is_some() && file.parent() == store.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    fn how_outside(folder: &Folder, name: &str) -> &'static str {
+        match folder.resolve(Path::new(name), false) {
+            Err(NotInFolder::Outside(how)) => how,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn resolve_stays_in_the_folder() {
+        let above = tempfile::tempdir().unwrap();
+        let path = above.path().join("model");
+        fs::create_dir_all(path.join("sub")).unwrap();
+        for file in ["secret", "model/a", "model/sub/b"] {
+            fs::write(above.path().join(file), "").unwrap();
+        }
+        symlink("sub/b", path.join("inside")).unwrap();
+        symlink("../secret", path.join("outside")).unwrap();
+        symlink(above.path(), path.join("folder_outside")).unwrap();
+        symlink("nowhere", path.join("dangling")).unwrap();
+
+        let folder = Folder::open(&path).unwrap();
+        let real = fs::canonicalize(&path).unwrap();
+        let resolve = |name: &str| folder.resolve(Path::new(name), false);
+        assert_eq!(resolve("a").unwrap(), real.join("a"));
+        assert_eq!(resolve("./sub/b").unwrap(), real.join("sub/b"));
+        assert_eq!(resolve("inside").unwrap(), real.join("sub/b"));
+        for name in ["absent", "dangling", "a\0", "sub/absent"] {
+            assert!(matches!(resolve(name), Err(NotInFolder::Missing)), "{name}");
+        }
+        assert_eq!(how_outside(&folder, "/etc/passwd"), "is an absolute path");
+        assert_eq!(how_outside(&folder, "../secret"), "leads upwards (..)");
+        assert_eq!(how_outside(&folder, "sub/../a"), "leads upwards (..)");
+        for name in ["outside", "folder_outside/secret"] {
+            assert!(how_outside(&folder, name).contains("symbolic link"), "{name}");
+            assert!(folder.resolve(Path::new(name), true).is_ok(), "{name}");
+        }
+        assert!(matches!(resolve("a/b"), Err(NotInFolder::Storage(_))));
+    }
+
+    #[test]
+    fn resolve_follows_the_links_of_a_hugging_face_cache() {
+        let cache = tempfile::tempdir().unwrap();
+        let model = cache.path().join("models--a--b");
+        fs::create_dir_all(model.join("blobs/deeper")).unwrap();
+        fs::create_dir_all(model.join("snapshots/0123/vae")).unwrap();
+        for file in ["blobs/f00d", "blobs/deeper/f00d", "refs"] {
+            fs::write(model.join(file), "").unwrap();
+        }
+        symlink("../../blobs/f00d", model.join("snapshots/0123/a")).unwrap();
+        symlink("../../../blobs/f00d", model.join("snapshots/0123/vae/a")).unwrap();
+        symlink("../../blobs/deeper/f00d", model.join("snapshots/0123/deeper")).unwrap();
+        symlink("../../refs", model.join("snapshots/0123/refs")).unwrap();
+        let folder = Folder::open(&model.join("snapshots/0123")).unwrap();
+        assert!(folder.resolve(Path::new("a"), false).unwrap().ends_with("blobs/f00d"));
+        assert!(Folder::open(&model.join("snapshots/0123/vae")).unwrap().resolve(Path::new("a"), false).is_ok());
+        for name in ["deeper", "refs"] {
+            how_outside(&folder, name);
+        }
+    }
+
+    #[test]
+    fn names_are_sorted_without_hidden_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["b", ".hidden", "a"] {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        assert_eq!(Folder::open(folder.path()).unwrap().names().unwrap(), ["a", "b"]);
+        assert!(Folder::open(&folder.path().join("absent")).is_err());
+    }
+}
