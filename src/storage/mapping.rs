@@ -1,10 +1,12 @@
 //! A file mapped into memory.
 
+use super::pages::{mapped_bytes, whole_pages};
 use super::pread::Reader;
 use super::StorageError;
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 /// The whole of a file, mapped when it was opened and never resized.
@@ -12,7 +14,10 @@ use std::ptr::NonNull;
 /// Gives out raw pointers only. Other processes may write to the file, so Rust references to its pages would promise what nobody
 /// can keep; and when the file is truncated, touching a page beyond its end is a SIGBUS.
 #[derive(Debug)]
-pub(super) struct Mapping(MmapRaw);
+pub(super) struct Mapping {
+    map: MmapRaw,
+    copy_on_write: bool,
+}
 
 impl Mapping {
     /// Maps `len` bytes of `file`: shared and read-only, private where the file system refuses to share; or private and
@@ -24,27 +29,28 @@ impl Mapping {
         if copy_on_write {
             // Only the pages that are written cost memory, so that a model larger than memory can be opened this way.
             options.no_reserve_swap();
-            return Ok(Mapping(MmapRaw::from(private_writable(&options, file)?)));
+            return Ok(Mapping { map: MmapRaw::from(private_writable(&options, file)?), copy_on_write });
         }
-        match options.map_raw_read_only(file) {
-            Ok(shared) => Ok(Mapping(shared)),
-            Err(_) => Ok(Mapping(MmapRaw::from(private(&options, file)?))),
-        }
+        let map = match options.map_raw_read_only(file) {
+            Ok(shared) => shared,
+            Err(_) => MmapRaw::from(private(&options, file)?),
+        };
+        Ok(Mapping { map, copy_on_write })
     }
 
     /// Where `len` bytes from `offset` on lie; `None` outside of the mapping.
     pub(super) fn pointer(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
         let end = offset.checked_add(len)?;
-        if end > self.0.len() as u64 {
+        if end > self.map.len() as u64 {
             return None;
         }
         // `wrapping_add` rather than `add`: no promise to the compiler about bytes that another process may take away.
-        NonNull::new(self.0.as_mut_ptr().wrapping_add(usize::try_from(offset).ok()?))
+        NonNull::new(self.map.as_mut_ptr().wrapping_add(usize::try_from(offset).ok()?))
     }
 
     /// Brings all pages in. An error of the disk is reported here instead of as a SIGBUS later.
     pub(super) fn populate(&self, reader: &Reader) -> Result<(), StorageError> {
-        match self.0.advise(Advice::PopulateRead) {
+        match self.map.advise(Advice::PopulateRead) {
             Ok(()) => Ok(()),
             // Linux before 5.14 does not know it: what can be done there is to bring all of the file into the page cache.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => reader.read_through(),
@@ -54,9 +60,36 @@ impl Mapping {
         }
     }
 
+    /// Takes the pages that lie wholly in `bytes` out of this process's memory. They come back when they are touched.
+    ///
+    /// What was written through a copy-on-write mapping is never lost: those pages are at most offered to the system to reclaim.
+    pub(super) fn drop_pages(&self, bytes: Range<u64>) {
+        let pages = whole_pages(bytes, self.map.len() as u64);
+        let (Ok(start), Ok(len)) = (usize::try_from(pages.start), usize::try_from(pages.end - pages.start)) else {
+            return;
+        };
+        if len == 0 {
+            return;
+        }
+        // DONTNEED forgets what a private page holds, and another thread may be writing to it just now: PAGEOUT leaves that to the
+        // kernel, which keeps it.
+        let advice = if self.copy_on_write { libc::MADV_PAGEOUT } else { libc::MADV_DONTNEED };
+        // SAFETY: the pages are part of this mapping. If it is read-only they hold what the file holds, and will again; if not, the
+        // advice changes no page's content.
+        // Locked pages, and kernels that do not know the advice, refuse: then the pages stay, which loses nothing.
+        unsafe { libc::madvise(self.map.as_mut_ptr().wrapping_add(start).cast(), len, advice) };
+    }
+
+    /// How many of `bytes` are in memory on this process's account. `None` where the system does not tell.
+    pub(super) fn resident(&self, bytes: Range<u64>) -> Option<u64> {
+        let start = self.map.as_mut_ptr().addr() as u64;
+        let stop = bytes.end.min(self.map.len() as u64);
+        mapped_bytes(start.checked_add(bytes.start)?..start.checked_add(stop)?)
+    }
+
     /// Locks all pages into memory until the mapping goes.
     pub(super) fn lock(&self) -> Result<(), StorageError> {
-        self.0.lock().map_err(|error| StorageError::io("lock the mapping into memory", error))
+        self.map.lock().map_err(|error| StorageError::io("lock the mapping into memory", error))
     }
 }
 
@@ -102,6 +135,32 @@ mod tests {
         let mut bytes = [0; 3];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
         assert_eq!(&bytes, b"abc");
+    }
+
+    #[test]
+    fn drop_pages_keeps_what_was_written() {
+        let file = file(&[7; 64 * 1024]);
+        for copy_on_write in [false, true] {
+            let mapping = Mapping::new(&file, 64 * 1024, copy_on_write).unwrap();
+            let first = mapping.pointer(0, 64 * 1024).unwrap();
+            // SAFETY: touches each page of a mapping that nobody else knows; writes only where pages are private.
+            unsafe {
+                for page in 0..16 {
+                    assert_eq!(first.add(page * 4096).read_volatile(), 7);
+                }
+                if copy_on_write {
+                    first.add(5 * 4096).write_volatile(8);
+                }
+            }
+            assert_eq!(mapping.resident(0..64 * 1024), Some(64 * 1024));
+            mapping.drop_pages(1..60 * 1024);
+            if !copy_on_write {
+                assert_eq!(mapping.resident(0..64 * 1024), Some(8 * 1024));
+            }
+            // SAFETY: as above.
+            let written = unsafe { first.add(5 * 4096).read_volatile() };
+            assert_eq!(written, if copy_on_write { 8 } else { 7 });
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod folder;
 mod fs;
 mod mapping;
 mod memory;
+mod pages;
 mod pread;
 
 pub(crate) use buffer::Buffer;
@@ -20,6 +21,7 @@ use fs::FileSystem;
 use mapping::Mapping;
 use pread::Reader;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::path::Path;
 use std::ptr::NonNull;
 
@@ -114,7 +116,7 @@ impl Storage {
         if self.options.populate {
             match &self.bytes {
                 Bytes::Mapped(reader, mapping) => mapping.populate(reader)?,
-                Bytes::Read(reader) => reader.read_ahead(),
+                Bytes::Read(reader) => reader.read_ahead(0..reader.len()),
                 Bytes::Memory(_) => {}
             }
         }
@@ -170,6 +172,44 @@ impl Storage {
         let mut buffer = Buffer::new(len)?;
         self.read_exact_at(buffer.as_uninit_mut(), offset)?;
         Ok(buffer)
+    }
+
+    /// Asks the system to read `bytes` into the page cache, without waiting for them. Only advice.
+    pub fn read_ahead(&self, bytes: Range<u64>) {
+        match &self.bytes {
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => reader.read_ahead(bytes),
+            Bytes::Memory(_) => {}
+        }
+    }
+
+    /// Takes the pages of a mapping that lie wholly in `bytes` out of this process's memory. They come back, from the page cache or
+    /// the disk, when they are touched; pages of a copy-on-write mapping that were written to are never lost.
+    pub fn drop_pages(&self, bytes: Range<u64>) {
+        if let Bytes::Mapped(_, mapping) = &self.bytes {
+            mapping.drop_pages(bytes);
+        }
+    }
+
+    /// Asks the system to take `bytes` out of the page cache, where no process has them mapped. Only advice.
+    pub fn drop_cached(&self, bytes: Range<u64>) {
+        match &self.bytes {
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => reader.drop_cached(bytes),
+            Bytes::Memory(_) => {}
+        }
+    }
+
+    /// How many of `bytes` are in physical memory on this process's account, through the mapping: 0 where there is none, `None` where
+    /// the system does not tell.
+    pub fn resident(&self, bytes: Range<u64>) -> Option<u64> {
+        match &self.bytes {
+            Bytes::Mapped(_, mapping) => mapping.resident(bytes),
+            Bytes::Read(_) | Bytes::Memory(_) => Some(0),
+        }
+    }
+
+    /// Whether pages are locked into memory.
+    pub fn is_locked(&self) -> bool {
+        self.options.lock
     }
 
     /// Where the `len` bytes from `offset` on lie in memory, if they do: valid as long as this storage lives. `None` for files that

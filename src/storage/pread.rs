@@ -4,6 +4,7 @@ use super::StorageError;
 use std::fs::{File, FileType, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -73,10 +74,25 @@ impl Reader {
         Ok(())
     }
 
-    /// Asks for the whole file to be read into the page cache. Only advice: a system that refuses loses time, not data.
-    pub(super) fn read_ahead(&self) {
-        // SAFETY: the descriptor is open; the call touches no memory of ours. A length of 0 means to the end.
-        unsafe { libc::posix_fadvise64(self.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_WILLNEED) };
+    /// Asks for bytes to be read into the page cache.
+    pub(super) fn read_ahead(&self, bytes: Range<u64>) {
+        self.advise(bytes, libc::POSIX_FADV_WILLNEED);
+    }
+
+    /// Asks for bytes to leave the page cache. Pages that a process has mapped stay.
+    pub(super) fn drop_cached(&self, bytes: Range<u64>) {
+        self.advise(bytes, libc::POSIX_FADV_DONTNEED);
+    }
+
+    /// Only advice: a system that refuses loses time, not data.
+    fn advise(&self, bytes: Range<u64>, advice: i32) {
+        let len = bytes.end.saturating_sub(bytes.start);
+        // A length of 0 would mean to the end of the file.
+        let (Ok(start), Ok(len @ 1..)) = (libc::off64_t::try_from(bytes.start), libc::off64_t::try_from(len)) else {
+            return;
+        };
+        // SAFETY: the descriptor is open; the call touches no memory of ours.
+        unsafe { libc::posix_fadvise64(self.file.as_raw_fd(), start, len, advice) };
     }
 }
 
