@@ -2,6 +2,7 @@
 //! same code over the corpus without a fuzzer (`tests/rust/fuzz_corpus.rs`).
 
 pub mod header;
+pub mod index;
 pub mod open;
 #[path = "../../tests/rust/reference.rs"]
 pub mod reference;

@@ -27,8 +27,7 @@ pub(super) fn check_index(path: &str, index: &Index, shards: &Shards, names: &Na
             return Err(mismatch(path, name, shards, shard_of_it, Mismatch::InOtherShard));
         }
         if !seen.insert(tensor) {
-            let source = IndexError::Duplicate { name: excerpt(&String::from_utf8_lossy(name)) };
-            return Err(Error::Index { path: path.to_owned(), source });
+            return Err(Error::Index { path: path.to_owned(), source: IndexError::duplicate(name) });
         }
         if let Some(next) = next.get_mut(shard) {
             *next = tensor + 1;

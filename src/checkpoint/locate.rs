@@ -2,7 +2,7 @@
 
 use super::shard::c_path;
 use crate::error::{Error, FolderError};
-use crate::format::{Index, IndexError, MAX_INDEX_LEN};
+use crate::format::{index_len, Index};
 use crate::quote::excerpt;
 use crate::storage::{Folder, NotInFolder, Storage, StorageError, StorageKind, StorageOptions};
 use std::collections::BTreeSet;
@@ -95,9 +95,7 @@ fn read_index(path: &Path, file: &Path) -> Result<Index, Error> {
     let options = StorageOptions { kind: StorageKind::Read, ..StorageOptions::default() };
     let storage = Storage::open(file, options).map_err(refused)?;
     let index_error = |source| Error::Index { path: text(path), source };
-    if storage.size() > MAX_INDEX_LEN {
-        return Err(index_error(IndexError::TooLarge { len: storage.size() }));
-    }
+    index_len(storage.size()).map_err(index_error)?;
     let bytes = storage.read(0, storage.size()).map_err(refused)?;
     // SAFETY: `read` has initialised the buffer, which nobody else knows.
     Index::parse(unsafe { bytes.as_slice() }).map_err(index_error)

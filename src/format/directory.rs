@@ -106,7 +106,7 @@ impl From<TryFromIntError> for NoRoom {
 }
 
 /// `Vec::push` that reports what `push` would abort on: these vectors are as long as a stranger's header wants.
-fn try_push<T>(vec: &mut Vec<T>, value: T) -> Result<(), TryReserveError> {
+pub(super) fn try_push<T>(vec: &mut Vec<T>, value: T) -> Result<(), TryReserveError> {
     if vec.len() == vec.capacity() {
         vec.try_reserve(1)?;
     }

@@ -12,13 +12,9 @@ use std::fmt;
 
 /// The directory of `text`.
 pub fn parse(text: &str) -> Result<Directory, HeaderError> {
-    // serde_json unescapes strings into memory that it allocates without a way to fail: at most so much.
-    let mut room: Vec<u8> = Vec::new();
-    if room.try_reserve_exact(text.len().saturating_mul(MOST_SCRATCH)).is_err() {
+    if !room_for_scratch(text) {
         return Err(HeaderError::NoMemory { header_len: text.len() });
     }
-    drop(room);
-
     let mut reader = Reader { header_len: text.len(), ..Reader::default() };
     let mut json = serde_json::Deserializer::from_str(text);
     let parsed = json.deserialize_any(Header(&mut reader)).and_then(|()| json.end());
@@ -28,12 +24,18 @@ pub fn parse(text: &str) -> Result<Directory, HeaderError> {
     }
 }
 
+/// Whether there is memory for what serde_json unescapes of `text`: it allocates that without a way to fail.
+pub(super) fn room_for_scratch(text: &str) -> bool {
+    let mut room: Vec<u8> = Vec::new();
+    room.try_reserve_exact(text.len().saturating_mul(MOST_SCRATCH)).is_ok()
+}
+
 /// A vector that grows to the size of the text, while it moves to twice its capacity, in sizes of the text.
 const MOST_SCRATCH: usize = 3;
 
 /// Reads any value with a visitor, which says itself what it takes. (serde_json's typed calls put what they find instead, whole, into
 /// messages.)
-struct Any<V>(V);
+pub(super) struct Any<V>(pub(super) V);
 
 impl<'de, V: Visitor<'de>> DeserializeSeed<'de> for Any<V> {
     type Value = V::Value;
@@ -121,7 +123,7 @@ impl Reader {
 }
 
 /// The error of a string where something else belongs. serde's own shows the string, which may be as long as the header.
-fn found_string<T, E: Error>(expected: &dyn Expected) -> Result<T, E> {
+pub(super) fn found_string<T, E: Error>(expected: &dyn Expected) -> Result<T, E> {
     Err(E::custom(format_args!("invalid type: string, expected {expected}")))
 }
 
@@ -433,7 +435,7 @@ impl Visitor<'_> for Null {
 
 /// A value that nobody asked for, yet read in full: `IgnoredAny` would let wrong escapes and numbers beyond f64 pass, which the
 /// reference implementation refuses.
-struct Anything;
+pub(super) struct Anything;
 
 impl<'de> Visitor<'de> for Anything {
     type Value = ();

@@ -1,4 +1,4 @@
-//! The safetensors format: what the bytes of a header say and where the bytes of a slice lie.
+//! The safetensors format: what the bytes of a header or of an index say and where the bytes of a slice lie.
 //!
 //! This layer knows bytes, no files. The rules are those of the format's description and of its reference
 //! implementation (<https://github.com/huggingface/safetensors>, crate `safetensors` 0.8): the same headers are
@@ -12,6 +12,8 @@
 //! names      a seeded hash index over the names; duplicates
 //! validate   offsets, sizes, overflow: the directory is true to its data section
 //! ```
+//!
+//! The index of a sharded checkpoint is read by `index`, with what it shares with `json`.
 
 pub(crate) mod directory;
 mod dtype;
@@ -28,7 +30,7 @@ mod validate;
 pub use dtype::{Dtype, ParseDtypeError};
 pub use error::{HeaderError, IndexError, RankError, SliceError};
 pub use header::{header_len, Header, TensorInfo, MAX_HEADER_LEN, PREFIX_LEN};
-pub use index::{Index, MAX_INDEX_LEN};
+pub use index::{index_len, Index, MAX_INDEX_LEN};
 pub use layout::{split_range, Layout};
 pub use names::{NameHasher, NameTable, NameTableError, Part};
 pub use slice::{Run, Runs, Slice, END};

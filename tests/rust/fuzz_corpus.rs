@@ -2,6 +2,8 @@
 
 #[path = "../../fuzz/src/header.rs"]
 mod header;
+#[path = "../../fuzz/src/index.rs"]
+pub mod index;
 #[path = "../../fuzz/src/open.rs"]
 mod open;
 #[path = "../../fuzz/src/slice.rs"]
@@ -32,6 +34,11 @@ fn replay(folder: &str, run: fn(&[u8])) {
 #[test]
 fn header_holds_over_its_corpus() {
     replay("fuzz/corpus/header", header::run);
+}
+
+#[test]
+fn index_holds_over_its_corpus() {
+    replay("fuzz/corpus/index", index::run);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod conformance;
 mod differential;
 mod fuzz_corpus;
 mod header;
+mod index;
 mod mutation;
 mod properties;
 mod random;
