@@ -338,11 +338,13 @@ typedef struct st_open_options {
  * are open.
  *
  * path: any path that open(2) takes. It leads to
+ *
  * - a .safetensors file, which is the only shard; or
  * - an index, whose name ends with ".json": a *.index.json as Hugging Face's transformers writes it, or a param_name_map.json of
  *   MindSpore's, with or without its "weight_map". A hyper_param.safetensors beside the latter is a shard too, the last one; or
  * - a folder that holds one such index (those of PyTorch's .bin files aside); or, without an index, all of the shards
  *   *-00001-of-0000N.safetensors; or else one .safetensors file.
+ *
  * With an index, shards are numbered in byte order of their names. Every tensor of the index must be in its shard, and every tensor of
  * these shards in the index. A shard lies in the index's folder or below it; for symbolic links see ST_OPEN_FOLLOW_LINKS.
  *
