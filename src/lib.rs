@@ -46,6 +46,9 @@ mod error;
 pub mod ffi;
 pub mod format;
 mod quote;
+// The checkpoint does not use it yet.
+#[allow(dead_code, unused_imports)]
+mod residency;
 pub mod storage;
 
 pub use checkpoint::{Checkpoint, Info, OpenOptions, Tensor, TensorBytes, View};
