@@ -74,8 +74,11 @@ extern "C" {
 /* As the stop of an st_range: the end of the dimension. */
 #define ST_END UINT64_MAX
 
+/* As the index of a tensor, where a function takes it: all tensors. */
+#define ST_ALL SIZE_MAX
+
 /* Initialises an st_open_options with the default of every field. */
-#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0 }
+#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0, 0 }
 
 /* DLPack's structs, named here so that this header needs no dlpack.h and works before or after it. */
 typedef struct DLManagedTensorVersioned DLManagedTensorVersioned;
@@ -330,6 +333,8 @@ typedef struct st_open_options {
     int32_t storage;
     /** ST_OPEN_*, or'ed. */
     uint32_t flags;
+    /** The most bytes of tensors to hold in memory; 0 for no limit. See st_set_budget. */
+    uint64_t budget;
 } st_open_options;
 
 /**
@@ -571,11 +576,12 @@ typedef struct st_view {
  * every call. nbytes: receives its size in bytes; may be NULL.
  *
  * A tensor that is not aligned for its dtype where it lies (writers that do not pad the header make such files), or that is
- * not mapped, is read into a copy aligned to 64 bytes, once, by the thread that asks first. The bytes must not be written to, except
+ * not mapped, is read into a copy aligned to 64 bytes, once, by the thread that asks first. The copy counts against the budget and is
+ * never evicted; st_acquire makes copies that may go. The bytes must not be written to, except
  * after ST_OPEN_COPY_ON_WRITE: then cast the const away.
  *
  * ST_ERR_OUT_OF_RANGE: index is not below st_len.
- * ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED: a copy is needed and cannot be made.
+ * ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_BUDGET: a copy is needed and cannot be made.
  * ST_ERR_INVALID_ARGUMENT: a NULL.
  */
 st_status st_tensor_ptr(st_checkpoint *checkpoint,
@@ -593,7 +599,7 @@ st_status st_tensor_ptr(st_checkpoint *checkpoint,
  * ST_ERR_OUT_OF_RANGE: index is not below st_len; a range leaves its dimension; more ranges than dimensions.
  * ST_ERR_MISALIGNED: the slice cuts elements of 4 or 6 bits inside a byte.
  * ST_ERR_UNSUPPORTED: the tensor has more than ST_MAX_RANK dimensions.
- * ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED: a copy is needed and cannot be made.
+ * ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_BUDGET: a copy is needed and cannot be made.
  * ST_ERR_INVALID_ARGUMENT: a NULL.
  */
 st_status st_tensor_view(st_checkpoint *checkpoint,
@@ -633,7 +639,8 @@ st_status st_tensor_read(st_checkpoint *checkpoint,
  * data is NULL if there are no elements, the device is the CPU, and DLPACK_FLAG_BITMASK_READ_ONLY is set unless opened with
  * ST_OPEN_COPY_ON_WRITE. Elements of 4 and 6 bits are packed.
  *
- * ST_ERR_OUT_OF_RANGE, ST_ERR_MISALIGNED, ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED: as for st_tensor_view.
+ * ST_ERR_OUT_OF_RANGE, ST_ERR_MISALIGNED, ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_BUDGET: as for
+ * st_tensor_view.
  * ST_ERR_UNSUPPORTED: a dimension is 2^63 or more, which DLPack cannot express.
  * ST_ERR_INVALID_ARGUMENT: a NULL.
  */
@@ -655,6 +662,132 @@ st_status st_tensor_dlpack_unversioned(st_checkpoint *checkpoint,
                                        size_t rank,
                                        DLManagedTensor **out,
                                        st_error *err);
+
+/* ====================================================================================================
+ * Residency: what stays in memory
+ * ==================================================================================================== */
+
+/** Also ask the system to take the bytes out of the page cache. It leaves what another process has mapped. */
+#define ST_EVICT_PAGE_CACHE 1
+
+/** What is in memory of a tensor, or of all. */
+typedef struct st_residency_info {
+    /**
+     * Bytes in physical memory now, on this process's account: measured (by /proc/self/pagemap) for what is mapped, and all of
+     * what is held in copies. UINT64_MAX where the system does not tell.
+     */
+    uint64_t resident_bytes;
+    /** Bytes of tensors in use: acquired and not yet released, or pointed to for ever in a copy. */
+    uint64_t in_use_bytes;
+    /** Bytes of tensors that are held in copies. */
+    uint64_t copied_bytes;
+    /** Bytes that count against the budget: of tensors that were acquired and not evicted since, and of copies. */
+    uint64_t charged_bytes;
+    /** The budget of the handle in bytes; 0 for none. */
+    uint64_t budget;
+    /** How often st_acquire found the tensor held. */
+    uint64_t hits;
+    /** How often it did not. */
+    uint64_t misses;
+    /** How often it was evicted, by st_evict or to make room. */
+    uint64_t evictions;
+} st_residency_info;
+
+/**
+ * Asks the system to read tensors into the page cache, in the order given, without waiting for the bytes. With a budget, at most so many
+ * bytes are asked for; tensors beyond them are left out. Nothing is held, acquired or copied. Over a buffer this does nothing.
+ *
+ * indices: n indices of tensors; may be NULL if n is 0.
+ *
+ * ST_ERR_OUT_OF_RANGE: an index is not below st_len; nothing is read then.
+ * ST_ERR_INVALID_ARGUMENT: a NULL.
+ */
+st_status st_prefetch(st_checkpoint *checkpoint,
+                      const size_t *indices,
+                      size_t n,
+                      st_error *err);
+
+/**
+ * Points to a tensor and marks it as in use and most recently used. It stays in memory, as far as this library decides, until it
+ * has been released as often as it was acquired.
+ *
+ * If the tensor is not held yet it counts against the budget from now on, by its size; where that exceeds the budget, the least
+ * recently used tensors that are not in use are evicted. A tensor that cannot be pointed to where it lies (see st_tensor_ptr) is read
+ * into an aligned copy, which is freed when it is evicted. Over a mapping nothing is read before it is touched.
+ *
+ * data: receives the address of its first byte, aligned for its dtype; never NULL. It is valid until st_release; over a mapping it
+ * stays valid, as that of st_tensor_ptr. nbytes: receives its size in bytes; may be NULL.
+ *
+ * Of a tensor that is held this takes no lock: threads do not wait for one another.
+ *
+ * ST_ERR_BUDGET: it does not fit into the budget beside what is in use; the message has the numbers. Nothing is evicted then.
+ * ST_ERR_OUT_OF_RANGE: index is not below st_len.
+ * ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED: a copy is needed and cannot be made.
+ * ST_ERR_INVALID_ARGUMENT: a NULL; or the tensor has been acquired 2^31 times.
+ */
+st_status st_acquire(st_checkpoint *checkpoint,
+                     size_t index,
+                     const void **data,
+                     size_t *nbytes,
+                     st_error *err);
+
+/**
+ * Undoes one st_acquire, by any thread. The tensor stays in memory as long as the budget allows; if more is held than that (the budget
+ * was lowered), it is evicted at once.
+ *
+ * ST_ERR_OUT_OF_RANGE: index is not below st_len.
+ * ST_ERR_INVALID_ARGUMENT: the tensor is not in use, which is a bug of the caller; or a NULL.
+ */
+st_status st_release(st_checkpoint *checkpoint,
+                     size_t index,
+                     st_error *err);
+
+/**
+ * Takes a tensor out of memory now, whether it was acquired or only touched: its copy is freed, or its pages leave this process (they
+ * stay in the page cache unless flags say otherwise). Pointers into a mapping stay valid: pages come back when they are touched. A page
+ * stays that a tensor in use has a part in. After ST_OPEN_COPY_ON_WRITE nothing that was written is lost: copies stay, and the
+ * system is asked to reclaim pages, which takes those that were not written to, as far as it allows (MADV_PAGEOUT).
+ *
+ * index: a tensor, or ST_ALL for all that are not in use. flags: 0 or ST_EVICT_PAGE_CACHE.
+ *
+ * ST_ERR_IN_USE: the tensor is acquired, or st_tensor_ptr, st_tensor_view or DLPack have given a pointer to its copy away.
+ * ST_ERR_UNSUPPORTED: opened with ST_OPEN_LOCK.
+ * ST_ERR_OUT_OF_RANGE: index is neither below st_len nor ST_ALL.
+ * ST_ERR_INVALID_ARGUMENT: a NULL; unknown flags.
+ */
+st_status st_evict(st_checkpoint *checkpoint,
+                   size_t index,
+                   uint32_t flags,
+                   st_error *err);
+
+/**
+ * Changes the budget: the most bytes of tensors that are held in memory. What exceeds it is evicted now, least recently used first,
+ * except what is in use: that goes when it is released.
+ *
+ * The budget counts tensors that were acquired, and copies, by their sizes. It does not count pages that are touched through
+ * st_tensor_ptr or a view and never acquired; nor headers, nor memory of the caller's.
+ *
+ * bytes: 0 for no budget.
+ *
+ * ST_ERR_UNSUPPORTED: opened with ST_OPEN_LOCK.
+ * ST_ERR_INVALID_ARGUMENT: a NULL.
+ */
+st_status st_set_budget(st_checkpoint *checkpoint,
+                        uint64_t bytes,
+                        st_error *err);
+
+/**
+ * Tells what is in memory of a tensor, or of all: a look at every page, so not for a hot loop.
+ *
+ * index: a tensor, or ST_ALL for the sums over all.
+ *
+ * ST_ERR_OUT_OF_RANGE: index is neither below st_len nor ST_ALL.
+ * ST_ERR_INVALID_ARGUMENT: a NULL.
+ */
+st_status st_residency(const st_checkpoint *checkpoint,
+                       size_t index,
+                       struct st_residency_info *out,
+                       st_error *err);
 
 #ifdef __cplusplus
 }

@@ -1,16 +1,17 @@
 //! From a path, or from memory, to a checkpoint.
 
 use super::agree::check_index;
-use super::copies::Copies;
 use super::locate::{at_index, in_folder, is_index, Part, Parts};
 use super::metadata::Metadata;
 use super::names::Names;
+use super::neighbours::Neighbours;
 use super::shard::{c_path, text, Shard};
 use super::shards::Shards;
 use super::workers::{in_parallel, workers_for};
 use super::Checkpoint;
 use crate::error::Error;
 use crate::format::NameHasher;
+use crate::residency::Ledger;
 use crate::storage::{Memory, Storage, StorageError, StorageOptions};
 use std::ffi::CString;
 use std::path::Path;
@@ -22,6 +23,8 @@ pub struct OpenOptions {
     pub storage: StorageOptions,
     /// Let symbolic links in a checkpoint's folder lead out of it. (Those of a Hugging Face cache may always lead to its store.)
     pub follow_links: bool,
+    /// The most bytes of tensors that may be held in memory; 0 is no limit. [`Checkpoint::pin`] tells how it is kept.
+    pub budget: u64,
 }
 
 impl Checkpoint {
@@ -46,10 +49,10 @@ impl Checkpoint {
                 in_folder(path, options.follow_links)?
             }
             Ok(_) if is_index(path) => at_index(path, options.follow_links)?,
-            Ok(storage) => return Checkpoint::of_one(c_path, storage),
+            Ok(storage) => return Checkpoint::of_one(c_path, storage, options),
             Err(source) => return Err(Error::Storage { path: text(&c_path), tensor: None, source }),
         };
-        Checkpoint::of_parts(&parts, options.storage)
+        Checkpoint::of_parts(&parts, options)
     }
 
     /// Opens a safetensors file that is in memory. Its header is copied, its tensors are not.
@@ -67,23 +70,23 @@ impl Checkpoint {
     /// ```
     pub fn open_memory(memory: impl Into<Memory>, options: OpenOptions) -> Result<Checkpoint, Error> {
         match Storage::memory(memory.into(), options.storage) {
-            Ok(storage) => Checkpoint::of_one(CString::default(), storage),
+            Ok(storage) => Checkpoint::of_one(CString::default(), storage, options),
             Err(source) => Err(Error::Storage { path: String::new(), tensor: None, source }),
         }
     }
 
-    fn of_one(path: CString, storage: Storage) -> Result<Checkpoint, Error> {
+    fn of_one(path: CString, storage: Storage, options: OpenOptions) -> Result<Checkpoint, Error> {
         let shards = Shards::new(vec![Shard::open(path, storage)?]);
         let names = Names::of_one(&shards)?;
-        Checkpoint::over(shards, names)
+        Checkpoint::over(shards, names, options)
     }
 
-    fn of_parts(parts: &Parts, options: StorageOptions) -> Result<Checkpoint, Error> {
+    fn of_parts(parts: &Parts, options: OpenOptions) -> Result<Checkpoint, Error> {
         let workers = workers_for(parts.shards.len());
         let hasher = NameHasher::default();
         let opened = in_parallel(parts.shards.len(), workers, |number| match parts.shards.get(number) {
             Some(part) => {
-                let shard = open_part(part, options)?;
+                let shard = open_part(part, options.storage)?;
                 let hashes = hasher.hashes(&shard.header).ok_or_else(|| shard.no_memory())?;
                 Ok(Some((shard, hashes)))
             }
@@ -96,16 +99,22 @@ impl Checkpoint {
         if let Some((path, index)) = &parts.index {
             check_index(&text(path), index, &shards, &names)?;
         }
-        Checkpoint::over(shards, names)
+        Checkpoint::over(shards, names, options)
     }
 
-    fn over(shards: Shards, names: Names) -> Result<Checkpoint, Error> {
+    fn over(shards: Shards, names: Names, options: OpenOptions) -> Result<Checkpoint, Error> {
         let no_memory = || shards.list().first().map_or(Error::no_memory(0), Shard::no_memory);
         let metadata = Metadata::new(&shards).ok_or_else(no_memory)?;
-        for shard in shards.list() {
+        let ledger = Ledger::new(shards.len(), options.budget);
+        let neighbours = Neighbours::new(shards.list().len());
+        let checkpoint = Checkpoint { shards, names, metadata, ledger, neighbours };
+        if options.budget > 0 {
+            checkpoint.check_not_locked()?;
+        }
+        for shard in checkpoint.shards.list() {
             shard.make_resident()?;
         }
-        Ok(Checkpoint { shards, names, metadata, copies: Copies::default() })
+        Ok(checkpoint)
     }
 }
 

@@ -255,6 +255,7 @@ fn status_of(error: &Error) -> st_status {
         },
         Error::Budget { .. } => ST_ERR_BUDGET,
         Error::InUse { .. } => ST_ERR_IN_USE,
+        Error::NotInUse { .. } | Error::TooManyPins { .. } => ST_ERR_INVALID_ARGUMENT,
         Error::Rank(source) => match source {
             RankError::OutOfRange { .. } => ST_ERR_OUT_OF_RANGE,
             RankError::Layout { .. } => ST_ERR_INVALID_ARGUMENT,

@@ -74,8 +74,11 @@ extern "C" {
 /* As the stop of an st_range: the end of the dimension. */
 #define ST_END UINT64_MAX
 
+/* As the index of a tensor, where a function takes it: all tensors. */
+#define ST_ALL SIZE_MAX
+
 /* Initialises an st_open_options with the default of every field. */
-#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0 }
+#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0, 0 }
 
 /* DLPack's structs, named here so that this header needs no dlpack.h and works before or after it. */
 typedef struct DLManagedTensorVersioned DLManagedTensorVersioned;

@@ -140,11 +140,22 @@ impl<C: Clock> Ledger<C> {
         }
     }
 
-    /// Drops the pages of a piece except those that a neighbour in use has a part in: see [`Ledger::wait_for_evictions`].
+    /// Drops the pages of a piece except those that a neighbour in use has a part in.
     fn drop_pages(&self, index: usize, source: &dyn Source) {
-        source.drop_pages(index, &|neighbour| {
+        self.ask(|in_use| source.drop_pages(index, in_use));
+    }
+
+    /// Runs `drop_pages`, for pages of whatever pieces, and tells it which are in use.
+    pub(crate) fn while_evicting(&self, drop_pages: impl FnOnce(&dyn Fn(usize) -> bool)) {
+        let _books = self.lock();
+        self.ask(drop_pages);
+    }
+
+    /// With the mutex held: see [`Ledger::wait_for_evictions`].
+    fn ask(&self, drop_pages: impl FnOnce(&dyn Fn(usize) -> bool)) {
+        drop_pages(&|piece| {
             self.evicting.store(true, Relaxed);
-            self.slot(neighbour).is_some_and(|slot| slot.is_in_use_now())
+            self.slot(piece).is_some_and(|slot| slot.is_in_use_now())
         });
         self.evicting.store(false, Release);
     }
