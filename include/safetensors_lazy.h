@@ -5,9 +5,9 @@
  *
  * INTRODUCTION
  *
- *     A checkpoint is what a handle opens. It holds tensors: named, typed, shaped runs of bytes in a .safetensors file, each
- *     addressed by its index. Opening reads and checks the file's header; every question about tensors is answered from
- *     memory from then on, and no tensor is read before it is touched.
+ *     A checkpoint is what a handle opens: a .safetensors file, or several, its shards, with one name space. It holds tensors: named,
+ *     typed, shaped runs of bytes, each addressed by its index. Opening reads and checks the shards' headers; every question
+ *     about tensors is answered from memory from then on, and no tensor is read before it is touched.
  *
  *         st_checkpoint *model;
  *         st_error err;

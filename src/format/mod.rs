@@ -9,9 +9,11 @@
 //! ```text
 //! scan       the form that writers write, read in one pass     \  text to
 //! json       any other form, read by serde_json                /  directory
-//! names      a seeded hash index over the names; duplicates
 //! validate   offsets, sizes, overflow: the directory is true to its data section
+//! names      a seeded hash index over the names of one or more headers; duplicates
 //! ```
+//!
+//! Besides: `index` (which shard holds which tensor), `slice` (ranges to runs of bytes), `layout` (ranks to ranges).
 //!
 //! The index of a sharded checkpoint is read by `index`, with what it shares with `json`.
 
