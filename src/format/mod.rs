@@ -23,14 +23,16 @@ mod layout;
 mod names;
 mod scan;
 mod slice;
+mod split;
 mod validate;
 
 pub use dtype::{Dtype, ParseDtypeError};
 pub use error::{HeaderError, IndexError, RankError, SliceError};
 pub use header::{header_len, Header, TensorInfo, MAX_HEADER_LEN, PREFIX_LEN};
 pub use index::{Index, MAX_INDEX_LEN};
-pub use layout::{split_range, Layout};
+pub use layout::Layout;
 pub use slice::{Run, Runs, Slice, END};
+pub use split::split_range;
 
 /// The two readers of header text, apart. Not part of the public API: for fuzzing and benchmarks.
 #[cfg(feature = "internals")]
