@@ -25,12 +25,14 @@ pub mod bytes;
 pub mod directory;
 pub mod error;
 pub mod open;
+pub mod ranks;
 
 /// The sections of the header: a file of this folder, and the section's title.
-pub const SECTIONS: [(&str, &str); 5] = [
+pub const SECTIONS: [(&str, &str); 6] = [
     ("error", "Errors"),
     ("about", "About the library"),
     ("open", "Open and close"),
     ("directory", "The directory: names, shapes, places"),
     ("bytes", "Bytes: pointers, views, copies, DLPack"),
+    ("ranks", "Ranks: splitting tensors over processes"),
 ];
