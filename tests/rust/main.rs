@@ -8,6 +8,7 @@ mod header;
 mod mutation;
 mod properties;
 mod random;
+mod ranks;
 mod real_files;
 mod reference;
 mod resident;
