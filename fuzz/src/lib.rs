@@ -2,6 +2,8 @@
 //! same code over the corpus without a fuzzer (`tests/rust/fuzz_corpus.rs`).
 
 pub mod header;
+mod input;
+pub mod layout;
 pub mod open;
 #[path = "../../tests/rust/reference.rs"]
 pub mod reference;

@@ -2,6 +2,10 @@
 
 #[path = "../../fuzz/src/header.rs"]
 mod header;
+#[path = "../../fuzz/src/input.rs"]
+mod input;
+#[path = "../../fuzz/src/layout.rs"]
+mod layout;
 #[path = "../../fuzz/src/open.rs"]
 mod open;
 #[path = "../../fuzz/src/slice.rs"]
@@ -37,6 +41,11 @@ fn header_holds_over_its_corpus() {
 #[test]
 fn slice_holds_over_its_corpus() {
     replay("fuzz/corpus/slice", slice::run);
+}
+
+#[test]
+fn layout_holds_over_its_corpus() {
+    replay("fuzz/corpus/layout", layout::run);
 }
 
 #[test]
