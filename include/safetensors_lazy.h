@@ -80,6 +80,9 @@ extern "C" {
 /* Initialises an st_open_options with the default of every field. */
 #define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0, 0 }
 
+/* Initialises an st_layout with the default of every field. */
+#define ST_LAYOUT_INIT { sizeof(st_layout), NULL, 0, NULL, NULL, 0, 0 }
+
 /* DLPack's structs, named here so that this header needs no dlpack.h and works before or after it. */
 typedef struct DLManagedTensorVersioned DLManagedTensorVersioned;
 typedef struct DLManagedTensor DLManagedTensor;
@@ -788,6 +791,85 @@ st_status st_residency(const st_checkpoint *checkpoint,
                        size_t index,
                        struct st_residency_info *out,
                        st_error *err);
+
+/* ====================================================================================================
+ * Ranks: splitting tensors over processes
+ * ==================================================================================================== */
+
+/**
+ * How a tensor lies on a matrix of devices: what mindspore.parallel.Layout, or a strategy file of MindSpore, says of it. Initialise
+ * with ST_LAYOUT_INIT. The arrays are the caller's, and are read during the call only.
+ */
+typedef struct st_layout {
+    /** sizeof(st_layout) */
+    size_t struct_size;
+    /** The number of devices along each axis (dev_matrix of a strategy file). Ranks count along the last axis first. */
+    const uint64_t *device_matrix;
+    /** The number of axes: 1 to 64. */
+    size_t device_dims;
+    /**
+     * The axes that the dimensions are split over, from the first dimension: 0 is the last axis of device_matrix, 1 the one before
+     * it. -1 is no axis: the dimension is not split. No axis may occur twice.
+     */
+    const int64_t *tensor_map;
+    /**
+     * NULL: one entry of tensor_map per dimension. Otherwise rank + 1 offsets into tensor_map, for dimensions that are split over several
+     * axes (lists inside tensor_map of a strategy file): dimension d is split over the entries from tensor_map_starts[d] to before
+     * tensor_map_starts[d + 1], the first of which is the most significant. -1 may only be the last of them; if there are none, the
+     * dimension is not split.
+     */
+    const size_t *tensor_map_starts;
+    /** The number of entries of tensor_map. */
+    size_t tensor_map_len;
+    /**
+     * Into how many parts the first dimension of a rank's block is split once more, among the ranks that would otherwise hold the same
+     * block (opt_weight_shard_size of a strategy file; 0 where opt_weight_shard_step is 0). 0: it is not; -1: as many as there are
+     * such ranks. The parts go round among these ranks in ascending order.
+     */
+    int64_t optimizer_shard;
+} st_layout;
+
+/**
+ * Splits a dimension over ranks by the rule of numpy.array_split: the parts follow one another, and the first dim % world of them have one
+ * element more than the others. A part is empty where there are more ranks than elements.
+ *
+ * dim: elements of the dimension. rank, world: which of how many ranks. out: receives the part, to be given to st_tensor_view,
+ * st_tensor_read or st_tensor_dlpack.
+ *
+ * ST_ERR_OUT_OF_RANGE: rank is not below world.
+ * ST_ERR_INVALID_ARGUMENT: a NULL.
+ */
+st_status st_split_range(uint64_t dim,
+                         uint32_t rank,
+                         uint32_t world,
+                         st_range *out,
+                         st_error *err);
+
+/**
+ * Finds the block of a tensor that belongs to a rank, by the rule of MindSpore (mindspore.parallel.Layout,
+ * mindspore.load_distributed_checkpoint): the rank's position, unravelled over the device matrix in row-major order, is its coordinate on
+ * each axis; a dimension is split into as many equal parts as its axes have devices, and the coordinates there select one. Ranks that
+ * differ only on other axes have the same block, unless optimizer_shard splits it among them.
+ *
+ * layout: must not be NULL. shape: elements per dimension of the whole tensor. rank: its number of dimensions.
+ * rank_id: the rank, counted within its pipeline stage (where there is a rank_list: the position in it). Beyond the last device it begins
+ * again at the first. ranges: receives rank ranges, to be given to st_tensor_view, st_tensor_read or st_tensor_dlpack.
+ * shape and ranges may be NULL if rank is 0.
+ *
+ * Whether the call succeeds does not depend on rank_id.
+ * ST_ERR_NOT_DIVISIBLE: a dimension, or what a rank has of the first one for optimizer_shard, cannot be split into equal parts.
+ * ST_ERR_INVALID_ARGUMENT: the layout contradicts itself or the tensor: an axis that is not there or occurs twice; another number of
+ * dimensions than the tensor has; offsets that fall, or do not go from 0 to tensor_map_len; a device matrix that is empty, has a 0,
+ * more than 64 axes, or 2^64 devices or more; an optimizer_shard that does not divide the number of ranks with the same block, is
+ * less than -1, or is not 0 for a tensor without dimensions. Or a NULL, or a layout that uses what this library does not know.
+ * ST_ERR_NO_MEMORY: no memory for the ranges.
+ */
+st_status st_layout_ranges(const struct st_layout *layout,
+                           const uint64_t *shape,
+                           size_t rank,
+                           uint32_t rank_id,
+                           st_range *ranges,
+                           st_error *err);
 
 #ifdef __cplusplus
 }

@@ -80,6 +80,9 @@ extern "C" {
 /* Initialises an st_open_options with the default of every field. */
 #define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0, 0 }
 
+/* Initialises an st_layout with the default of every field. */
+#define ST_LAYOUT_INIT { sizeof(st_layout), NULL, 0, NULL, NULL, 0, 0 }
+
 /* DLPack's structs, named here so that this header needs no dlpack.h and works before or after it. */
 typedef struct DLManagedTensorVersioned DLManagedTensorVersioned;
 typedef struct DLManagedTensor DLManagedTensor;
