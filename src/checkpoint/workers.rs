@@ -39,13 +39,15 @@ pub(super) fn in_parallel<T: Send, E: Send>(
         outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
     };
     std::thread::scope(|scope| {
-        for _ in 1..workers {
-            let named = std::thread::Builder::new().name("safetensors_lazy".to_owned());
-            if named.spawn_scoped(scope, work).is_err() {
-                break;
+        let named = || std::thread::Builder::new().name("safetensors_lazy".to_owned());
+        let others: Vec<_> = (1..workers).map_while(|_| named().spawn_scoped(scope, work).ok()).collect();
+        work();
+        // The scope alone waits for their work, not for their end: they would still run code of a library that is unloaded next.
+        for other in others {
+            if let Err(panic) = other.join() {
+                std::panic::resume_unwind(panic);
             }
         }
-        work();
     });
     let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
     outcomes.sort_unstable_by_key(|(number, _)| *number);
