@@ -13,4 +13,5 @@ mod real_files;
 mod reference;
 mod resident;
 mod sample;
+mod shards;
 mod storage;
