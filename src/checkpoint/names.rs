@@ -30,8 +30,10 @@ impl Names {
     /// The names of several shards, whose hashes were made by `hasher`. Several threads make a part of the table each.
     pub(super) fn of_many(shards: &Shards, hasher: NameHasher, hashes: &[Vec<u64>]) -> Result<Names, Error> {
         let headers: Vec<_> = shards.headers().collect();
-        let workers = workers_for(shards.len() / NAMES_PER_PART)
-            .clamp(1, std::thread::available_parallelism().map_or(1, usize::from));
+        let workers = match shards.len() / NAMES_PER_PART {
+            0 | 1 => 1,
+            parts => workers_for(parts).min(std::thread::available_parallelism().map_or(1, usize::from)),
+        };
         let parts = workers.next_power_of_two();
         let parts = in_parallel(parts, workers, |part| Ok(Part::new(&headers, hashes, part, parts)))?;
         let duplicate = parts.iter().filter_map(|part| part.as_ref().err()).min_by_key(|error| match error {

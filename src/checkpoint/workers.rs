@@ -3,12 +3,20 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
 
 /// Threads that wait for a disk or a network do not need a core each.
 const MOST_WORKERS: usize = 8;
 
+/// Rust's own default, for which it would otherwise look into the environment, which another thread of a C program may be changing.
+const STACK_BYTES: usize = 2 * 1024 * 1024;
+
 /// How many threads to give to `tasks` tasks.
 pub(super) fn workers_for(tasks: usize) -> usize {
+    if tasks <= MOST_WORKERS {
+        // To count the cores is to read the files of a control group.
+        return tasks;
+    }
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     tasks.min(cores.max(MOST_WORKERS))
 }
@@ -38,20 +46,45 @@ pub(super) fn in_parallel<T: Send, E: Send>(
         }
         outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
     };
-    std::thread::scope(|scope| {
-        let named = || std::thread::Builder::new().name("safetensors_lazy".to_owned());
-        let others: Vec<_> = (1..workers).map_while(|_| named().spawn_scoped(scope, work).ok()).collect();
-        work();
-        // The scope alone waits for their work, not for their end: they would still run code of a library that is unloaded next.
-        for other in others {
-            if let Err(panic) = other.join() {
-                std::panic::resume_unwind(panic);
-            }
+    let mut others = Others(Vec::with_capacity(workers));
+    for _ in 1..workers {
+        let thread = Builder::new().name("safetensors_lazy".to_owned()).stack_size(STACK_BYTES);
+        // SAFETY: `others` waits for the thread's end before anything that `work` borrows goes, also if this one panics.
+        match unsafe { thread.spawn_unchecked(work) } {
+            Ok(other) => others.0.push(other),
+            Err(_) => break,
         }
-    });
+    }
+    work();
+    others.join();
     let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
     outcomes.sort_unstable_by_key(|(number, _)| *number);
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+/// Threads that have ended when this is gone.
+///
+/// Not `std::thread::scope`: that waits for their work and not for their end, when they still run code of a library that is perhaps
+/// unloaded next; and it leaves memory behind in the calling thread, which valgrind finds.
+struct Others(Vec<JoinHandle<()>>);
+
+impl Others {
+    /// Panics if one of them has.
+    fn join(mut self) {
+        let panics: Vec<_> = self.0.drain(..).filter_map(|other| other.join().err()).collect();
+        if let Some(panic) = panics.into_iter().next() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        for other in self.0.drain(..) {
+            // It is this thread that has panicked, which is enough.
+            let _ = other.join();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -73,6 +106,25 @@ mod tests {
             let outcome: Result<Vec<()>, usize> =
                 in_parallel(100, workers, |n| if n % 7 == 6 { Err(n) } else { Ok(()) });
             assert_eq!(outcome, Err(6), "{workers}");
+        }
+    }
+
+    #[test]
+    fn in_parallel_passes_panics_on() {
+        for panics_at in 0..20 {
+            let ended = AtomicUsize::new(0);
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                in_parallel(20, 4, |number| {
+                    assert!(number != panics_at, "meant to fail");
+                    ended.fetch_add(1, Ordering::Relaxed);
+                    Ok::<(), ()>(())
+                })
+            }));
+            assert!(outcome.is_err(), "{panics_at}");
+            // Nobody is left who would change it.
+            let at_return = ended.load(Ordering::Relaxed);
+            std::thread::yield_now();
+            assert_eq!(ended.load(Ordering::Relaxed), at_return);
         }
     }
 
