@@ -6,6 +6,7 @@
 mod common;
 
 use common::allocations;
+use common::arguments::{introduce, Arguments};
 use common::input::{self, Input};
 use common::measure::{take_turns, timed, Samples};
 use common::memory::Resident;
@@ -27,18 +28,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [mode, library, path, name] = &arguments[..] {
-        if mode == CHILD {
-            return open_as_child(library, Path::new(path), name);
-        }
+    let arguments = Arguments::of_process();
+    if let Some([library, path, name]) = arguments.of_child(CHILD) {
+        return open_as_child(library, Path::new(path), name);
     }
-    let value_of = |option| arguments.iter().position(|a| a == option).and_then(|at| arguments.get(at + 1));
-    let rounds = value_of("--rounds").map_or(11, |rounds| rounds.parse().expect("--rounds takes a number"));
-
+    let rounds = arguments.rounds(11);
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let machine = report::machine(folder.path());
-    println!("{machine}");
+    let machine = introduce(folder.path());
     let mut report = Report::default();
     let experts = input::experts(folder.path()).expect("a file of 232,670 tensors");
     let llama = input::llama(folder.path()).expect("a file of 291 tensors");
@@ -49,9 +45,7 @@ fn main() {
         Some(model) => measure_file(&model, rounds, &mut report),
         None => println!("\nmodel: skipped, there is no build/model/model.safetensors"),
     }
-    if let Some(file) = value_of("--json") {
-        std::fs::write(file, format!("{:#}\n", report.to_json(&machine))).expect("the JSON file");
-    }
+    arguments.finish(&report, &machine);
 }
 
 /// A reader of safetensors files that has opened one. Each call is one measurement, which times itself so that what it leaves

@@ -5,9 +5,9 @@
  *
  * INTRODUCTION
  *
- *     A checkpoint is what a handle opens. It holds tensors: named, typed, shaped runs of bytes in a .safetensors file, each
- *     addressed by its index. Opening reads and checks the file's header; every question about tensors is answered from
- *     memory from then on, and no tensor is read before it is touched.
+ *     A checkpoint is what a handle opens: a .safetensors file, or several, its shards, with one name space. It holds tensors: named,
+ *     typed, shaped runs of bytes, each addressed by its index. Opening reads and checks the shards' headers; every question
+ *     about tensors is answered from memory from then on, and no tensor is read before it is touched.
  *
  *         st_checkpoint *model;
  *         st_error err;
@@ -74,8 +74,14 @@ extern "C" {
 /* As the stop of an st_range: the end of the dimension. */
 #define ST_END UINT64_MAX
 
+/* As the index of a tensor, where a function takes it: all tensors. */
+#define ST_ALL SIZE_MAX
+
 /* Initialises an st_open_options with the default of every field. */
-#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0 }
+#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0, 0 }
+
+/* Initialises an st_layout with the default of every field. */
+#define ST_LAYOUT_INIT { sizeof(st_layout), NULL, 0, NULL, NULL, 0, 0 }
 
 /* DLPack's structs, named here so that this header needs no dlpack.h and works before or after it. */
 typedef struct DLManagedTensorVersioned DLManagedTensorVersioned;
@@ -330,6 +336,8 @@ typedef struct st_open_options {
     int32_t storage;
     /** ST_OPEN_*, or'ed. */
     uint32_t flags;
+    /** The most bytes of tensors to hold in memory; 0 for no limit. See st_set_budget. */
+    uint64_t budget;
 } st_open_options;
 
 /**
@@ -571,11 +579,12 @@ typedef struct st_view {
  * every call. nbytes: receives its size in bytes; may be NULL.
  *
  * A tensor that is not aligned for its dtype where it lies (writers that do not pad the header make such files), or that is
- * not mapped, is read into a copy aligned to 64 bytes, once, by the thread that asks first. The bytes must not be written to, except
+ * not mapped, is read into a copy aligned to 64 bytes, once, by the thread that asks first. The copy counts against the budget and is
+ * never evicted; st_acquire makes copies that may go. The bytes must not be written to, except
  * after ST_OPEN_COPY_ON_WRITE: then cast the const away.
  *
  * ST_ERR_OUT_OF_RANGE: index is not below st_len.
- * ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED: a copy is needed and cannot be made.
+ * ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_BUDGET: a copy is needed and cannot be made.
  * ST_ERR_INVALID_ARGUMENT: a NULL.
  */
 st_status st_tensor_ptr(st_checkpoint *checkpoint,
@@ -593,7 +602,7 @@ st_status st_tensor_ptr(st_checkpoint *checkpoint,
  * ST_ERR_OUT_OF_RANGE: index is not below st_len; a range leaves its dimension; more ranges than dimensions.
  * ST_ERR_MISALIGNED: the slice cuts elements of 4 or 6 bits inside a byte.
  * ST_ERR_UNSUPPORTED: the tensor has more than ST_MAX_RANK dimensions.
- * ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED: a copy is needed and cannot be made.
+ * ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_BUDGET: a copy is needed and cannot be made.
  * ST_ERR_INVALID_ARGUMENT: a NULL.
  */
 st_status st_tensor_view(st_checkpoint *checkpoint,
@@ -633,7 +642,8 @@ st_status st_tensor_read(st_checkpoint *checkpoint,
  * data is NULL if there are no elements, the device is the CPU, and DLPACK_FLAG_BITMASK_READ_ONLY is set unless opened with
  * ST_OPEN_COPY_ON_WRITE. Elements of 4 and 6 bits are packed.
  *
- * ST_ERR_OUT_OF_RANGE, ST_ERR_MISALIGNED, ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED: as for st_tensor_view.
+ * ST_ERR_OUT_OF_RANGE, ST_ERR_MISALIGNED, ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_BUDGET: as for
+ * st_tensor_view.
  * ST_ERR_UNSUPPORTED: a dimension is 2^63 or more, which DLPack cannot express.
  * ST_ERR_INVALID_ARGUMENT: a NULL.
  */
@@ -655,6 +665,213 @@ st_status st_tensor_dlpack_unversioned(st_checkpoint *checkpoint,
                                        size_t rank,
                                        DLManagedTensor **out,
                                        st_error *err);
+
+/* ====================================================================================================
+ * Residency: what stays in memory
+ * ==================================================================================================== */
+
+/** Also ask the system to take the bytes out of the page cache. It leaves what another process has mapped. */
+#define ST_EVICT_PAGE_CACHE 1
+
+/** What is in memory of a tensor, or of all. */
+typedef struct st_residency_info {
+    /**
+     * Bytes in physical memory now, on this process's account: measured (by /proc/self/pagemap) for what is mapped, and all of
+     * what is held in copies. UINT64_MAX where the system does not tell.
+     */
+    uint64_t resident_bytes;
+    /** Bytes of tensors in use: acquired and not yet released, or pointed to for ever in a copy. */
+    uint64_t in_use_bytes;
+    /** Bytes of tensors that are held in copies. */
+    uint64_t copied_bytes;
+    /** Bytes that count against the budget: of tensors that were acquired and not evicted since, and of copies. */
+    uint64_t charged_bytes;
+    /** The budget of the handle in bytes; 0 for none. */
+    uint64_t budget;
+    /** How often st_acquire found the tensor held. */
+    uint64_t hits;
+    /** How often it did not. */
+    uint64_t misses;
+    /** How often it was evicted, by st_evict or to make room. */
+    uint64_t evictions;
+} st_residency_info;
+
+/**
+ * Asks for tensors to be read into the page cache, in the order given, and returns at once: a thread of the library's own reads, after what
+ * it was asked for before. It starts with the first call and ends in st_close. With a budget, at most so many bytes are read for a
+ * call; tensors beyond them are left out. This is advice: calls that come much faster than the disk reads are forgotten, and errors
+ * show when the tensors are used. Nothing is held, acquired or copied. Over a buffer this does nothing.
+ *
+ * indices: n indices of tensors; may be NULL if n is 0.
+ *
+ * ST_ERR_OUT_OF_RANGE: an index is not below st_len; nothing is read then.
+ * ST_ERR_INVALID_ARGUMENT: a NULL.
+ */
+st_status st_prefetch(st_checkpoint *checkpoint,
+                      const size_t *indices,
+                      size_t n,
+                      st_error *err);
+
+/**
+ * Points to a tensor and marks it as in use and most recently used. It stays in memory, as far as this library decides, until it
+ * has been released as often as it was acquired.
+ *
+ * If the tensor is not held yet it counts against the budget from now on, by its size; where that exceeds the budget, the least
+ * recently used tensors that are not in use are evicted. A tensor that cannot be pointed to where it lies (see st_tensor_ptr) is read
+ * into an aligned copy, which is freed when it is evicted. Over a mapping nothing is read before it is touched.
+ *
+ * data: receives the address of its first byte, aligned for its dtype; never NULL. It is valid until st_release; over a mapping it
+ * stays valid, as that of st_tensor_ptr. nbytes: receives its size in bytes; may be NULL.
+ *
+ * Of a tensor that is held this takes no lock: threads do not wait for one another.
+ *
+ * ST_ERR_BUDGET: it does not fit into the budget beside what is in use; the message has the numbers. Nothing is evicted then.
+ * ST_ERR_OUT_OF_RANGE: index is not below st_len.
+ * ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED: a copy is needed and cannot be made.
+ * ST_ERR_INVALID_ARGUMENT: a NULL; or the tensor has been acquired 2^31 times.
+ */
+st_status st_acquire(st_checkpoint *checkpoint,
+                     size_t index,
+                     const void **data,
+                     size_t *nbytes,
+                     st_error *err);
+
+/**
+ * Undoes one st_acquire, by any thread. The tensor stays in memory as long as the budget allows; if more is held than that (the budget
+ * was lowered), it is evicted at once.
+ *
+ * ST_ERR_OUT_OF_RANGE: index is not below st_len.
+ * ST_ERR_INVALID_ARGUMENT: the tensor is not in use, which is a bug of the caller; or a NULL.
+ */
+st_status st_release(st_checkpoint *checkpoint,
+                     size_t index,
+                     st_error *err);
+
+/**
+ * Takes a tensor out of memory now, whether it was acquired or only touched: its copy is freed, or its pages leave this process (they
+ * stay in the page cache unless flags say otherwise). Pointers into a mapping stay valid: pages come back when they are touched. A page
+ * stays that a tensor in use has a part in. After ST_OPEN_COPY_ON_WRITE nothing that was written is lost: copies stay, and the
+ * system is asked to reclaim pages, which takes those that were not written to, as far as it allows (MADV_PAGEOUT).
+ *
+ * index: a tensor, or ST_ALL for all that are not in use. flags: 0 or ST_EVICT_PAGE_CACHE.
+ *
+ * ST_ERR_IN_USE: the tensor is acquired, or st_tensor_ptr, st_tensor_view or DLPack have given a pointer to its copy away.
+ * ST_ERR_UNSUPPORTED: opened with ST_OPEN_LOCK.
+ * ST_ERR_OUT_OF_RANGE: index is neither below st_len nor ST_ALL.
+ * ST_ERR_INVALID_ARGUMENT: a NULL; unknown flags.
+ */
+st_status st_evict(st_checkpoint *checkpoint,
+                   size_t index,
+                   uint32_t flags,
+                   st_error *err);
+
+/**
+ * Changes the budget: the most bytes of tensors that are held in memory. What exceeds it is evicted now, least recently used first,
+ * except what is in use: that goes when it is released.
+ *
+ * The budget counts tensors that were acquired, and copies, by their sizes. It does not count pages that are touched through
+ * st_tensor_ptr or a view and never acquired; nor headers, nor memory of the caller's.
+ *
+ * bytes: 0 for no budget.
+ *
+ * ST_ERR_UNSUPPORTED: opened with ST_OPEN_LOCK.
+ * ST_ERR_INVALID_ARGUMENT: a NULL.
+ */
+st_status st_set_budget(st_checkpoint *checkpoint,
+                        uint64_t bytes,
+                        st_error *err);
+
+/**
+ * Tells what is in memory of a tensor, or of all: a look at every page, so not for a hot loop.
+ *
+ * index: a tensor, or ST_ALL for the sums over all.
+ *
+ * ST_ERR_OUT_OF_RANGE: index is neither below st_len nor ST_ALL.
+ * ST_ERR_INVALID_ARGUMENT: a NULL.
+ */
+st_status st_residency(const st_checkpoint *checkpoint,
+                       size_t index,
+                       struct st_residency_info *out,
+                       st_error *err);
+
+/* ====================================================================================================
+ * Ranks: splitting tensors over processes
+ * ==================================================================================================== */
+
+/**
+ * How a tensor lies on a matrix of devices: what mindspore.parallel.Layout, or a strategy file of MindSpore, says of it. Initialise
+ * with ST_LAYOUT_INIT. The arrays are the caller's, and are read during the call only.
+ */
+typedef struct st_layout {
+    /** sizeof(st_layout) */
+    size_t struct_size;
+    /** The number of devices along each axis (dev_matrix of a strategy file). Ranks count along the last axis first. */
+    const uint64_t *device_matrix;
+    /** The number of axes: 1 to 64. */
+    size_t device_dims;
+    /**
+     * The axes that the dimensions are split over, from the first dimension: 0 is the last axis of device_matrix, 1 the one before
+     * it. -1 is no axis: the dimension is not split. No axis may occur twice.
+     */
+    const int64_t *tensor_map;
+    /**
+     * NULL: one entry of tensor_map per dimension. Otherwise rank + 1 offsets into tensor_map, for dimensions that are split over several
+     * axes (lists inside tensor_map of a strategy file): dimension d is split over the entries from tensor_map_starts[d] to before
+     * tensor_map_starts[d + 1], the first of which is the most significant. -1 may only be the last of them; if there are none, the
+     * dimension is not split.
+     */
+    const size_t *tensor_map_starts;
+    /** The number of entries of tensor_map. */
+    size_t tensor_map_len;
+    /**
+     * Into how many parts the first dimension of a rank's block is split once more, among the ranks that would otherwise hold the same
+     * block (opt_weight_shard_size of a strategy file; 0 where opt_weight_shard_step is 0). 0: it is not; -1: as many as there are
+     * such ranks. The parts go round among these ranks in ascending order.
+     */
+    int64_t optimizer_shard;
+} st_layout;
+
+/**
+ * Splits a dimension over ranks by the rule of numpy.array_split: the parts follow one another, and the first dim % world of them have one
+ * element more than the others. A part is empty where there are more ranks than elements.
+ *
+ * dim: elements of the dimension. rank, world: which of how many ranks. out: receives the part, to be given to st_tensor_view,
+ * st_tensor_read or st_tensor_dlpack.
+ *
+ * ST_ERR_OUT_OF_RANGE: rank is not below world.
+ * ST_ERR_INVALID_ARGUMENT: a NULL.
+ */
+st_status st_split_range(uint64_t dim,
+                         uint32_t rank,
+                         uint32_t world,
+                         st_range *out,
+                         st_error *err);
+
+/**
+ * Finds the block of a tensor that belongs to a rank, by the rule of MindSpore (mindspore.parallel.Layout,
+ * mindspore.load_distributed_checkpoint): the rank's position, unravelled over the device matrix in row-major order, is its coordinate on
+ * each axis; a dimension is split into as many equal parts as its axes have devices, and the coordinates there select one. Ranks that
+ * differ only on other axes have the same block, unless optimizer_shard splits it among them.
+ *
+ * layout: must not be NULL. shape: elements per dimension of the whole tensor. rank: its number of dimensions.
+ * rank_id: the rank, counted within its pipeline stage (where there is a rank_list: the position in it). Beyond the last device it begins
+ * again at the first. ranges: receives rank ranges, to be given to st_tensor_view, st_tensor_read or st_tensor_dlpack.
+ * shape and ranges may be NULL if rank is 0.
+ *
+ * Whether the call succeeds does not depend on rank_id.
+ * ST_ERR_NOT_DIVISIBLE: a dimension, or what a rank has of the first one for optimizer_shard, cannot be split into equal parts.
+ * ST_ERR_INVALID_ARGUMENT: the layout contradicts itself or the tensor: an axis that is not there or occurs twice; another number of
+ * dimensions than the tensor has; offsets that fall, or do not go from 0 to tensor_map_len; a device matrix that is empty, has a 0,
+ * more than 64 axes, or 2^64 devices or more; an optimizer_shard that does not divide the number of ranks with the same block, is
+ * less than -1, or is not 0 for a tensor without dimensions. Or a NULL, or a layout that uses what this library does not know.
+ * ST_ERR_NO_MEMORY: no memory for the ranges.
+ */
+st_status st_layout_ranges(const struct st_layout *layout,
+                           const uint64_t *shape,
+                           size_t rank,
+                           uint32_t rank_id,
+                           st_range *ranges,
+                           st_error *err);
 
 #ifdef __cplusplus
 }

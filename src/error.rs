@@ -100,6 +100,16 @@ pub enum Error {
         /// The tensor.
         tensor: String,
     },
+    /// A tensor is released more often than it was acquired.
+    NotInUse {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor is acquired so often, without being released, that it cannot be counted.
+    TooManyPins {
+        /// The tensor.
+        tensor: String,
+    },
     /// A tensor cannot be divided over ranks as asked.
     Rank(RankError),
     /// There is no tensor of that index.
@@ -217,6 +227,8 @@ impl Display for Error {
                 Quoted(tensor)
             ),
             Error::InUse { tensor } => write!(f, "tensor {} is in use", Quoted(tensor)),
+            Error::NotInUse { tensor } => write!(f, "tensor {} is not in use: it cannot be released", Quoted(tensor)),
+            Error::TooManyPins { tensor } => write!(f, "tensor {} is in use 2^31 times", Quoted(tensor)),
             Error::Rank(source) => write!(f, "{source}"),
             Error::NoSuchTensor { index, len } => write!(f, "there is no tensor {index} among {len}"),
             Error::BufferTooSmall { tensor, needed, given } => {

@@ -25,12 +25,13 @@
 //!
 //! - [`format`](mod@format): headers, dtypes, slice arithmetic. Knows bytes, no files.
 //! - [`storage`]: mappings, positional reads, memory. Knows files, no tensors.
-//! - `checkpoint`: [`Checkpoint`], one name space over both.
+//! - `residency`: what is in use, what is held, what goes when a budget is reached. Knows pieces of memory, no tensors.
+//! - `checkpoint`: [`Checkpoint`], one name space over all of them.
 //! - [`ffi`]: the C contract. No logic.
 //!
 //! # Threads
 //!
-//! A [`Checkpoint`] never changes once it is open: share it by reference or in an `Arc`.
+//! What a [`Checkpoint`] says never changes once it is open, and all its methods take `&self`: share it by reference or in an `Arc`.
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 #![cfg_attr(
@@ -46,8 +47,9 @@ mod error;
 pub mod ffi;
 pub mod format;
 mod quote;
+mod residency;
 pub mod storage;
 
-pub use checkpoint::{Checkpoint, Info, OpenOptions, Tensor, TensorBytes, View};
+pub use checkpoint::{Checkpoint, Info, OpenOptions, Pinned, Residency, Tensor, TensorBytes, View};
 pub use error::{Error, FolderError, Mismatch};
 pub use format::Dtype;

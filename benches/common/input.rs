@@ -53,7 +53,7 @@ pub fn experts(folder: &Path) -> io::Result<Input> {
         }
     }
     tensors.truncate(TENSORS);
-    write(folder, "experts", tensors)
+    Ok(Input { name: "experts", path: write(folder, "experts", tensors)? })
 }
 
 /// 291 tensors in 100 GB: the layers of a Llama, made wider.
@@ -82,7 +82,55 @@ pub fn llama(folder: &Path) -> io::Result<Input> {
             tensors.push(planned(format!("model.layers.{layer}.{part}.weight"), Dtype::BF16, shape));
         }
     }
-    write(folder, "llama", tensors)
+    Ok(Input { name: "llama", path: write(folder, "llama", tensors)? })
+}
+
+/// A folder of `shards` numbered shards with `tensors` tensors each, and with `index` one that has their index besides.
+pub fn sharded(folder: &Path, shards: usize, tensors: usize, index: bool) -> io::Result<Input> {
+    let folder = folder.join(format!("sharded-{index}"));
+    std::fs::create_dir_all(&folder)?;
+    let mut weight_map = serde_json::Map::new();
+    for shard in 0..shards {
+        let file = format!("model-{:05}-of-{shards:05}", shard + 1);
+        let name = |tensor| format!("model.layers.{shard}.mlp.experts.{tensor}.gate_proj.weight");
+        weight_map.extend((0..tensors).map(|tensor| (name(tensor), format!("{file}.safetensors").into())));
+        write(&folder, &file, (0..tensors).map(|tensor| planned(name(tensor), Dtype::BF16, &[768, 2048])).collect())?;
+    }
+    if index {
+        let total_size = shards * tensors * 768 * 2048 * 2;
+        let index = serde_json::json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+        std::fs::write(folder.join("model.safetensors.index.json"), serde_json::to_vec_pretty(&index)?)?;
+    }
+    Ok(Input { name: if index { "shards and an index" } else { "shards" }, path: folder })
+}
+
+/// A folder of `shards` shards, holes of `shard_bytes` bytes each but for their headers, in tensors of `tensor_bytes` bytes that start
+/// at an odd offset if `odd` is set: then they have to be copied to be used.
+pub fn holes(folder: &Path, shards: usize, shard_bytes: usize, tensor_bytes: usize, odd: bool) -> io::Result<Input> {
+    let folder = folder.join(format!("holes-{odd}"));
+    std::fs::create_dir_all(&folder)?;
+    for shard in 0..shards {
+        let mut tensors: Vec<Planned> = (0..shard_bytes / tensor_bytes)
+            .map(|tensor| planned(format!("layers.{shard}.{tensor:06}"), Dtype::F32, &[tensor_bytes / 4]))
+            .collect();
+        if odd {
+            // Written as F32 after all: the reference's writer would put the byte last.
+            tensors.insert(0, planned(format!("layers.{shard}"), Dtype::U8, &[1]));
+        }
+        let file = format!("model-{:05}-of-{shards:05}", shard + 1);
+        place(&folder, &file, tensors)?;
+    }
+    Ok(Input { name: "holes", path: folder })
+}
+
+/// One BF16 matrix of 4096 x 4096, all of it there.
+pub fn matrix(folder: &Path) -> io::Result<Input> {
+    let path = write(folder, "matrix", vec![planned("weight".to_owned(), Dtype::BF16, &[4096, 4096])])?;
+    let file = File::options().write(true).open(&path)?;
+    let data: Vec<u8> = (0..32u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    file.write_all_at(&data, file.metadata()?.len() - data.len() as u64)?;
+    file.sync_all()?;
+    Ok(Input { name: "matrix", path })
 }
 
 /// The model that the tests of real files use, where somebody has put it.
@@ -91,9 +139,13 @@ pub fn model() -> Option<Input> {
     path.exists().then_some(Input { name: "model", path })
 }
 
-fn write(folder: &Path, name: &'static str, mut tensors: Vec<Planned>) -> io::Result<Input> {
+fn write(folder: &Path, name: &str, mut tensors: Vec<Planned>) -> io::Result<PathBuf> {
     // The order of the reference implementation's writer.
     tensors.sort_by(|a, b| (Reverse(a.dtype), &a.name).cmp(&(Reverse(b.dtype), &b.name)));
+    place(folder, name, tensors)
+}
+
+fn place(folder: &Path, name: &str, tensors: Vec<Planned>) -> io::Result<PathBuf> {
     let mut data_len = 0;
     let placed = tensors.into_iter().map(|Planned { name, dtype, shape }| {
         let start = data_len;
@@ -116,5 +168,5 @@ fn write(folder: &Path, name: &'static str, mut tensors: Vec<Planned>) -> io::Re
     file.write_all_at(b"the last bytes", data_start + data_len as u64 - 14)?;
     // Writing back must not go on while others are measured.
     file.sync_all()?;
-    Ok(Input { name, path })
+    Ok(path)
 }

@@ -3,6 +3,8 @@
 
 pub mod header;
 pub mod index;
+mod input;
+pub mod layout;
 pub mod open;
 #[path = "../../tests/rust/reference.rs"]
 pub mod reference;

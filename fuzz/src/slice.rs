@@ -1,5 +1,6 @@
 //! Bytes as a dtype, a shape and ranges: what a slice says of itself is true, whatever the numbers.
 
+use super::input::Input;
 use safetensors_lazy::format::{Slice, SliceError, END};
 use safetensors_lazy::Dtype;
 use std::ops::Range;
@@ -28,30 +29,6 @@ pub fn run(input: &[u8]) {
         }
         Err(SliceError::PartialByte { .. }) => assert!(dtype.bits() < 8),
         Err(other) => panic!("{other}"),
-    }
-}
-
-/// What is left of the input. Numbers are small more often than not, and 0 when there is no more.
-struct Input<'i>(&'i [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        match self.0.split_first() {
-            Some((byte, rest)) => {
-                self.0 = rest;
-                *byte
-            }
-            None => 0,
-        }
-    }
-
-    fn number(&mut self) -> u64 {
-        match self.byte() {
-            small @ 0..=239 => u64::from(small),
-            254 => u64::from_le_bytes(std::array::from_fn(|_| self.byte())),
-            255 => END,
-            shift => 1 << (4 * (shift - 239)),
-        }
     }
 }
 

@@ -5,7 +5,6 @@ use super::{Checkpoint, Tensor};
 use crate::error::Error;
 use crate::format::{Dtype, Slice, SliceError};
 use crate::quote::excerpt;
-use crate::storage::{Buffer, StorageError};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -20,6 +19,10 @@ pub struct TensorBytes<'c> {
 }
 
 impl<'c> TensorBytes<'c> {
+    pub(super) fn new(start: NonNull<u8>, nbytes: u64) -> TensorBytes<'c> {
+        TensorBytes { start, len: nbytes as usize, checkpoint: PhantomData }
+    }
+
     /// The first byte, aligned for the tensor's dtype; never NULL. Valid as long as the checkpoint.
     pub fn as_ptr(&self) -> *const u8 {
         self.start.as_ptr()
@@ -102,15 +105,15 @@ impl Checkpoint {
     /// Where the bytes of tensor `index` lie. Over a mapping this reads nothing.
     ///
     /// A tensor that is not aligned for its dtype where it lies, or that lies in a file which is not mapped, is read into an aligned copy
-    /// on the first call; each later call gives the same copy.
+    /// on the first call; each later call gives the same copy. The copy counts against the budget and is never evicted.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchTensor`]; [`Error::Storage`] if a copy cannot be made.
+    /// [`Error::NoSuchTensor`]; [`Error::Storage`] or [`Error::Budget`] if a copy is needed and cannot be made.
     pub fn tensor_ptr(&self, index: usize) -> Result<TensorBytes<'_>, Error> {
         let tensor = self.tensor_at(index)?;
         let start = self.start_of(&tensor)?;
-        Ok(TensorBytes { start, len: tensor.nbytes() as usize, checkpoint: PhantomData })
+        Ok(TensorBytes::new(start, tensor.nbytes()))
     }
 
     /// A slice of tensor `index` in place, without a copy beyond the one that [`Checkpoint::tensor_ptr`] may have to make. The
@@ -118,7 +121,8 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchTensor`]; [`Error::Slice`] for wrong ranges; [`Error::Storage`] if a copy cannot be made.
+    /// [`Error::NoSuchTensor`]; [`Error::Slice`] for wrong ranges; [`Error::Storage`] or [`Error::Budget`] if a copy
+    /// is needed and cannot be made.
     pub fn tensor_view(&self, index: usize, ranges: &[Range<u64>]) -> Result<View<'_>, Error> {
         let tensor = self.tensor_at(index)?;
         let slice = self.slice(&tensor, ranges)?;
@@ -182,27 +186,7 @@ impl Checkpoint {
     fn slice_error(&self, tensor: &Tensor<'_>, source: SliceError) -> Error {
         Error::Slice { path: tensor.shard.path_text(), tensor: excerpt(tensor.name()), source }
     }
-
-    fn start_of(&self, tensor: &Tensor<'_>) -> Result<NonNull<u8>, Error> {
-        if tensor.nbytes() == 0 {
-            return Ok(NonNull::from(&NOTHING).cast());
-        }
-        match tensor.shard.storage.pointer(tensor.file_offset(), tensor.nbytes()) {
-            Some(start) if start.addr().get() % tensor.dtype().alignment() == 0 => Ok(start),
-            _ => {
-                let copy = self.copies.get_or_fill(tensor.index(), || self.copy_of(tensor));
-                copy.map_err(|source| tensor.shard.storage_error(Some(tensor.name()), source))
-            }
-        }
-    }
-
-    fn copy_of(&self, tensor: &Tensor<'_>) -> Result<Buffer, StorageError> {
-        tensor.shard.storage.read(tensor.file_offset(), tensor.nbytes())
-    }
 }
-
-/// What tensors without bytes point to: an address of no meaning, but aligned and not NULL.
-static NOTHING: u64 = 0;
 
 #[cfg(test)]
 mod tests {

@@ -8,31 +8,36 @@
 //! agree      whether an index and the shards say the same
 //! metadata   the metadata of all shards as one
 //! bytes      where tensors lie, or copied to where they should go
+//! resident   what is in memory: held, let go, read ahead
 //! ```
 
 mod agree;
 mod bytes;
-mod copies;
 mod locate;
 mod metadata;
 mod names;
+mod neighbours;
 mod open;
 mod read;
+mod resident;
 mod shard;
 mod shards;
 mod workers;
 
 pub use bytes::{TensorBytes, View};
 pub use open::OpenOptions;
+pub use resident::{Pinned, Residency};
 
 use crate::format::{Dtype, TensorInfo};
-use crate::storage::StorageKind;
-use copies::Copies;
+use crate::residency::Ledger;
+use crate::storage::{ReadAhead, StorageKind};
 use metadata::Metadata;
 use names::Names;
+use neighbours::Neighbours;
 use shard::Shard;
 use shards::Shards;
 use std::ffi::{c_char, CStr};
+use std::ops::Range;
 
 /// An open checkpoint.
 ///
@@ -43,7 +48,9 @@ pub struct Checkpoint {
     shards: Shards,
     names: Names,
     metadata: Metadata,
-    copies: Copies,
+    ledger: Ledger,
+    neighbours: Neighbours,
+    read_ahead: ReadAhead,
 }
 
 /// Sizes of a checkpoint, and how it was opened.
@@ -193,6 +200,12 @@ impl<'c> Tensor<'c> {
     /// Where it starts in its shard, in bytes from the start of the file.
     pub fn file_offset(&self) -> u64 {
         self.shard.data_start() + self.info.start
+    }
+
+    /// Where its bytes lie in its shard.
+    pub(crate) fn file_range(&self) -> Range<u64> {
+        let start = self.file_offset();
+        start..start + self.nbytes()
     }
 
     /// The largest power of two, up to a page of 4096, that divides its file offset: what its address in a mapping is aligned to.

@@ -1,17 +1,18 @@
 //! From a path, or from memory, to a checkpoint.
 
 use super::agree::check_index;
-use super::copies::Copies;
 use super::locate::{at_index, in_folder, is_index, Part, Parts};
 use super::metadata::Metadata;
 use super::names::Names;
+use super::neighbours::Neighbours;
 use super::shard::{c_path, text, Shard};
 use super::shards::Shards;
 use super::workers::{in_parallel, workers_for};
 use super::Checkpoint;
 use crate::error::Error;
 use crate::format::NameHasher;
-use crate::storage::{Memory, Storage, StorageError, StorageOptions};
+use crate::residency::Ledger;
+use crate::storage::{Memory, ReadAhead, Scratch, Storage, StorageError, StorageOptions};
 use std::ffi::CString;
 use std::path::Path;
 
@@ -22,6 +23,8 @@ pub struct OpenOptions {
     pub storage: StorageOptions,
     /// Let symbolic links in a checkpoint's folder lead out of it. (Those of a Hugging Face cache may always lead to its store.)
     pub follow_links: bool,
+    /// The most bytes of tensors that may be held in memory; 0 is no limit. [`Checkpoint::pin`] tells how it is kept.
+    pub budget: u64,
 }
 
 impl Checkpoint {
@@ -46,10 +49,10 @@ impl Checkpoint {
                 in_folder(path, options.follow_links)?
             }
             Ok(_) if is_index(path) => at_index(path, options.follow_links)?,
-            Ok(storage) => return Checkpoint::of_one(c_path, storage),
+            Ok(storage) => return Checkpoint::of_one(c_path, storage, options),
             Err(source) => return Err(Error::Storage { path: text(&c_path), tensor: None, source }),
         };
-        Checkpoint::of_parts(&parts, options.storage)
+        Checkpoint::of_parts(&parts, options)
     }
 
     /// Opens a safetensors file that is in memory. Its header is copied, its tensors are not.
@@ -67,28 +70,29 @@ impl Checkpoint {
     /// ```
     pub fn open_memory(memory: impl Into<Memory>, options: OpenOptions) -> Result<Checkpoint, Error> {
         match Storage::memory(memory.into(), options.storage) {
-            Ok(storage) => Checkpoint::of_one(CString::default(), storage),
+            Ok(storage) => Checkpoint::of_one(CString::default(), storage, options),
             Err(source) => Err(Error::Storage { path: String::new(), tensor: None, source }),
         }
     }
 
-    fn of_one(path: CString, storage: Storage) -> Result<Checkpoint, Error> {
-        let shards = Shards::new(vec![Shard::open(path, storage)?]);
+    fn of_one(path: CString, storage: Storage, options: OpenOptions) -> Result<Checkpoint, Error> {
+        let shards = Shards::new(vec![Shard::open(path, storage, &mut Scratch::default())?]);
         let names = Names::of_one(&shards)?;
-        Checkpoint::over(shards, names)
+        Checkpoint::over(shards, names, options)
     }
 
-    fn of_parts(parts: &Parts, options: StorageOptions) -> Result<Checkpoint, Error> {
+    fn of_parts(parts: &Parts, options: OpenOptions) -> Result<Checkpoint, Error> {
         let workers = workers_for(parts.shards.len());
         let hasher = NameHasher::default();
-        let opened = in_parallel(parts.shards.len(), workers, |number| match parts.shards.get(number) {
-            Some(part) => {
-                let shard = open_part(part, options)?;
-                let hashes = hasher.hashes(&shard.header).ok_or_else(|| shard.no_memory())?;
-                Ok(Some((shard, hashes)))
-            }
-            None => Ok(None),
-        })?;
+        let opened =
+            in_parallel(parts.shards.len(), workers, |scratch: &mut Scratch, number| match parts.shards.get(number) {
+                Some(part) => {
+                    let shard = open_part(part, options.storage, scratch)?;
+                    let hashes = hasher.hashes(&shard.header).ok_or_else(|| shard.no_memory())?;
+                    Ok(Some((shard, hashes)))
+                }
+                None => Ok(None),
+            })?;
         let (shards, hashes): (Vec<_>, Vec<_>) = opened.into_iter().flatten().unzip();
         let shards = Shards::new(shards);
         let names = Names::of_many(&shards, hasher, &hashes)?;
@@ -96,22 +100,29 @@ impl Checkpoint {
         if let Some((path, index)) = &parts.index {
             check_index(&text(path), index, &shards, &names)?;
         }
-        Checkpoint::over(shards, names)
+        Checkpoint::over(shards, names, options)
     }
 
-    fn over(shards: Shards, names: Names) -> Result<Checkpoint, Error> {
+    fn over(shards: Shards, names: Names, options: OpenOptions) -> Result<Checkpoint, Error> {
         let no_memory = || shards.list().first().map_or(Error::no_memory(0), Shard::no_memory);
         let metadata = Metadata::new(&shards).ok_or_else(no_memory)?;
-        for shard in shards.list() {
-            shard.make_resident()?;
+        let ledger = Ledger::new(shards.len(), options.budget);
+        let neighbours = Neighbours::new(shards.list().len());
+        let read_ahead = ReadAhead::default();
+        let checkpoint = Checkpoint { shards, names, metadata, ledger, neighbours, read_ahead };
+        if options.budget > 0 {
+            checkpoint.check_not_locked()?;
         }
-        Ok(Checkpoint { shards, names, metadata, copies: Copies::default() })
+        for shard in checkpoint.shards.list() {
+            shard.make_resident(&checkpoint.read_ahead)?;
+        }
+        Ok(checkpoint)
     }
 }
 
-fn open_part(part: &Part, options: StorageOptions) -> Result<Shard, Error> {
+fn open_part(part: &Part, options: StorageOptions, scratch: &mut Scratch) -> Result<Shard, Error> {
     match Storage::open(&part.file, options) {
-        Ok(storage) => Shard::open(part.path.clone(), storage),
+        Ok(storage) => Shard::open(part.path.clone(), storage, scratch),
         Err(source) => Err(Error::Storage { path: text(&part.path), tensor: None, source }),
     }
 }

@@ -53,11 +53,12 @@ pub struct st_view {
 /// every call. nbytes: receives its size in bytes; may be NULL.
 ///
 /// A tensor that is not aligned for its dtype where it lies (writers that do not pad the header make such files), or that is
-/// not mapped, is read into a copy aligned to 64 bytes, once, by the thread that asks first. The bytes must not be written to, except
+/// not mapped, is read into a copy aligned to 64 bytes, once, by the thread that asks first. The copy counts against the budget and is
+/// never evicted; st_acquire makes copies that may go. The bytes must not be written to, except
 /// after ST_OPEN_COPY_ON_WRITE: then cast the const away.
 ///
 /// ST_ERR_OUT_OF_RANGE: index is not below st_len.
-/// ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED: a copy is needed and cannot be made.
+/// ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_BUDGET: a copy is needed and cannot be made.
 /// ST_ERR_INVALID_ARGUMENT: a NULL.
 #[no_mangle]
 pub unsafe extern "C" fn st_tensor_ptr(
@@ -89,7 +90,7 @@ pub unsafe extern "C" fn st_tensor_ptr(
 /// ST_ERR_OUT_OF_RANGE: index is not below st_len; a range leaves its dimension; more ranges than dimensions.
 /// ST_ERR_MISALIGNED: the slice cuts elements of 4 or 6 bits inside a byte.
 /// ST_ERR_UNSUPPORTED: the tensor has more than ST_MAX_RANK dimensions.
-/// ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED: a copy is needed and cannot be made.
+/// ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_BUDGET: a copy is needed and cannot be made.
 /// ST_ERR_INVALID_ARGUMENT: a NULL.
 #[no_mangle]
 pub unsafe extern "C" fn st_tensor_view(
@@ -159,7 +160,8 @@ pub unsafe extern "C" fn st_tensor_read(
 /// data is NULL if there are no elements, the device is the CPU, and DLPACK_FLAG_BITMASK_READ_ONLY is set unless opened with
 /// ST_OPEN_COPY_ON_WRITE. Elements of 4 and 6 bits are packed.
 ///
-/// ST_ERR_OUT_OF_RANGE, ST_ERR_MISALIGNED, ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED: as for st_tensor_view.
+/// ST_ERR_OUT_OF_RANGE, ST_ERR_MISALIGNED, ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_BUDGET: as for
+/// st_tensor_view.
 /// ST_ERR_UNSUPPORTED: a dimension is 2^63 or more, which DLPack cannot express.
 /// ST_ERR_INVALID_ARGUMENT: a NULL.
 #[no_mangle]

@@ -255,10 +255,12 @@ fn status_of(error: &Error) -> st_status {
         },
         Error::Budget { .. } => ST_ERR_BUDGET,
         Error::InUse { .. } => ST_ERR_IN_USE,
+        Error::NotInUse { .. } | Error::TooManyPins { .. } => ST_ERR_INVALID_ARGUMENT,
         Error::Rank(source) => match source {
             RankError::OutOfRange { .. } => ST_ERR_OUT_OF_RANGE,
             RankError::Layout { .. } => ST_ERR_INVALID_ARGUMENT,
             RankError::NotDivisible { .. } => ST_ERR_NOT_DIVISIBLE,
+            RankError::NoMemory { .. } => ST_ERR_NO_MEMORY,
         },
         Error::NoSuchTensor { .. } => ST_ERR_OUT_OF_RANGE,
         Error::BufferTooSmall { .. } => ST_ERR_BUFFER_TOO_SMALL,

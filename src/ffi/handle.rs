@@ -7,7 +7,8 @@ use std::ffi::{c_char, CStr};
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::sync::Arc;
 
-fn null(name: &str) -> Error {
+/// A pointer that must not be NULL is.
+pub(super) fn null(name: &str) -> Error {
     Error::InvalidArgument { what: format!("{name} is NULL") }
 }
 

@@ -25,12 +25,16 @@ pub mod bytes;
 pub mod directory;
 pub mod error;
 pub mod open;
+pub mod ranks;
+pub mod residency;
 
 /// The sections of the header: a file of this folder, and the section's title.
-pub const SECTIONS: [(&str, &str); 5] = [
+pub const SECTIONS: [(&str, &str); 7] = [
     ("error", "Errors"),
     ("about", "About the library"),
     ("open", "Open and close"),
     ("directory", "The directory: names, shapes, places"),
     ("bytes", "Bytes: pointers, views, copies, DLPack"),
+    ("residency", "Residency: what stays in memory"),
+    ("ranks", "Ranks: splitting tensors over processes"),
 ];

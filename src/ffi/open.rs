@@ -51,9 +51,11 @@ pub struct st_open_options {
     pub storage: i32,
     /// ST_OPEN_*, or'ed.
     pub flags: u32,
+    /// The most bytes of tensors to hold in memory; 0 for no limit. See st_set_budget.
+    pub budget: u64,
 }
 
-// SAFETY: 8 + 4 + 4 bytes of integers, `struct_size` first.
+// SAFETY: 8 + 4 + 4 + 8 bytes of integers, `struct_size` first.
 unsafe impl Options for st_open_options {
     const FIRST_SIZE: usize = 16;
 }
@@ -179,7 +181,7 @@ fn open_options(options: st_open_options) -> Result<OpenOptions, Error> {
         populate: flag(ST_OPEN_POPULATE),
         lock: flag(ST_OPEN_LOCK),
     };
-    Ok(OpenOptions { storage, follow_links: flag(ST_OPEN_FOLLOW_LINKS) })
+    Ok(OpenOptions { storage, follow_links: flag(ST_OPEN_FOLLOW_LINKS), budget: options.budget })
 }
 
 /// The `ST_STORAGE_*` of a kind.

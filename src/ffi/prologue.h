@@ -5,9 +5,9 @@
  *
  * INTRODUCTION
  *
- *     A checkpoint is what a handle opens. It holds tensors: named, typed, shaped runs of bytes in a .safetensors file, each
- *     addressed by its index. Opening reads and checks the file's header; every question about tensors is answered from
- *     memory from then on, and no tensor is read before it is touched.
+ *     A checkpoint is what a handle opens: a .safetensors file, or several, its shards, with one name space. It holds tensors: named,
+ *     typed, shaped runs of bytes, each addressed by its index. Opening reads and checks the shards' headers; every question
+ *     about tensors is answered from memory from then on, and no tensor is read before it is touched.
  *
  *         st_checkpoint *model;
  *         st_error err;
@@ -74,8 +74,14 @@ extern "C" {
 /* As the stop of an st_range: the end of the dimension. */
 #define ST_END UINT64_MAX
 
+/* As the index of a tensor, where a function takes it: all tensors. */
+#define ST_ALL SIZE_MAX
+
 /* Initialises an st_open_options with the default of every field. */
-#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0 }
+#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0, 0 }
+
+/* Initialises an st_layout with the default of every field. */
+#define ST_LAYOUT_INIT { sizeof(st_layout), NULL, 0, NULL, NULL, 0, 0 }
 
 /* DLPack's structs, named here so that this header needs no dlpack.h and works before or after it. */
 typedef struct DLManagedTensorVersioned DLManagedTensorVersioned;

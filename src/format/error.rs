@@ -350,6 +350,11 @@ pub enum RankError {
         /// Into so many parts.
         parts: u64,
     },
+    /// There was no memory for the ranges.
+    NoMemory {
+        /// The tensor's number of dimensions.
+        rank: usize,
+    },
 }
 
 impl Display for RankError {
@@ -360,6 +365,7 @@ impl Display for RankError {
             RankError::NotDivisible { dimension, len, parts } => {
                 write!(f, "{len} elements of dimension {dimension} cannot be cut into {parts} equal parts")
             }
+            RankError::NoMemory { rank } => write!(f, "no memory for the ranges of {rank} dimensions"),
         }
     }
 }

@@ -9,9 +9,11 @@
 //! ```text
 //! scan       the form that writers write, read in one pass     \  text to
 //! json       any other form, read by serde_json                /  directory
-//! names      a seeded hash index over the names; duplicates
 //! validate   offsets, sizes, overflow: the directory is true to its data section
+//! names      a seeded hash index over the names of one or more headers; duplicates
 //! ```
+//!
+//! Besides: `index` (which shard holds which tensor), `slice` (ranges to runs of bytes), `split` and `layout` (ranks to ranges).
 //!
 //! The index of a sharded checkpoint is read by `index`, with what it shares with `json`.
 
@@ -25,15 +27,17 @@ mod layout;
 mod names;
 mod scan;
 mod slice;
+mod split;
 mod validate;
 
 pub use dtype::{Dtype, ParseDtypeError};
 pub use error::{HeaderError, IndexError, RankError, SliceError};
 pub use header::{header_len, Header, TensorInfo, MAX_HEADER_LEN, PREFIX_LEN};
 pub use index::{index_len, Index, MAX_INDEX_LEN};
-pub use layout::{split_range, Layout};
+pub use layout::Layout;
 pub use names::{NameHasher, NameTable, NameTableError, Part};
 pub use slice::{Run, Runs, Slice, END};
+pub use split::split_range;
 
 /// The two readers of header text, apart. Not part of the public API: for fuzzing and benchmarks.
 #[cfg(feature = "internals")]

@@ -418,6 +418,11 @@ static void environment_is_not_read(void) {
     environment_reads = 0;
     OK(st_open(folder, NULL, &checkpoint, &err));
     sharded_is_right(checkpoint);
+    st_open_options options = ST_OPEN_OPTIONS_INIT;
+    options.storage = ST_STORAGE_READ;
+    options.flags = ST_OPEN_POPULATE;
+    OK(st_open(folder, &options, &checkpoint, &err));
+    sharded_is_right(checkpoint);
     CHECK(environment_reads == 0);
 }
 

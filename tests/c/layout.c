@@ -55,6 +55,15 @@ AT(st_view, strides, 528);
 AT(st_view, nbytes, 1040);
 AT(st_view, contiguous, 1048);
 
+SIZE(st_layout, 56);
+AT(st_layout, struct_size, 0);
+AT(st_layout, device_matrix, 8);
+AT(st_layout, device_dims, 16);
+AT(st_layout, tensor_map, 24);
+AT(st_layout, tensor_map_starts, 32);
+AT(st_layout, tensor_map_len, 40);
+AT(st_layout, optimizer_shard, 48);
+
 #define STATUS(status, number) static_assert(status == number, #status);
 STATUSES(STATUS)
 #define DTYPE(dtype, number, name, bits, code) static_assert(dtype == number, #dtype);
@@ -67,5 +76,10 @@ static_assert(sizeof(((st_view *)0)->shape) == ST_MAX_RANK * sizeof(uint64_t), "
 
 int main(void) {
     const st_open_options options = ST_OPEN_OPTIONS_INIT;
-    return options.struct_size == sizeof(options) && options.storage == 0 && options.flags == 0 ? 0 : 1;
+    const st_layout layout = ST_LAYOUT_INIT;
+    if (options.struct_size != sizeof(options) || options.storage != 0 || options.flags != 0)
+        return 1;
+    if (layout.struct_size != sizeof(layout) || layout.device_matrix || layout.device_dims != 0 || layout.tensor_map)
+        return 1;
+    return layout.tensor_map_starts || layout.tensor_map_len != 0 || layout.optimizer_shard != 0;
 }

@@ -4,6 +4,10 @@
 mod header;
 #[path = "../../fuzz/src/index.rs"]
 pub mod index;
+#[path = "../../fuzz/src/input.rs"]
+mod input;
+#[path = "../../fuzz/src/layout.rs"]
+mod layout;
 #[path = "../../fuzz/src/open.rs"]
 mod open;
 #[path = "../../fuzz/src/slice.rs"]
@@ -44,6 +48,11 @@ fn index_holds_over_its_corpus() {
 #[test]
 fn slice_holds_over_its_corpus() {
     replay("fuzz/corpus/slice", slice::run);
+}
+
+#[test]
+fn layout_holds_over_its_corpus() {
+    replay("fuzz/corpus/layout", layout::run);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod index;
 mod mutation;
 mod properties;
 mod random;
+mod ranks;
 mod real_files;
 mod reference;
 mod resident;

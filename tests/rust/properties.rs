@@ -12,7 +12,7 @@ use std::io::Write;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-fn config(cases: u32) -> ProptestConfig {
+pub fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) }
 }
 
@@ -168,7 +168,7 @@ fn file_of(selection: &Selection, pad: usize) -> (Vec<u8>, tempfile::NamedTempFi
     (file, on_disk)
 }
 
-fn read(checkpoint: &Checkpoint, index: usize, ranges: &[Range<u64>], room: usize) -> Result<Vec<u8>, Error> {
+pub fn read(checkpoint: &Checkpoint, index: usize, ranges: &[Range<u64>], room: usize) -> Result<Vec<u8>, Error> {
     let mut dst = vec![MaybeUninit::new(0xee); room];
     let read = checkpoint.tensor_read(index, ranges, &mut dst)?;
     // SAFETY: initialised from the start.

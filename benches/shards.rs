@@ -1,0 +1,79 @@
+//! How long does it take to open a checkpoint of many shards?
+//!
+//! Beside opening its shards one after another, and beside the reference implementation's crate over the same files. Arguments:
+//! `--rounds N` (11 if absent), `--json FILE`.
+
+mod common;
+
+use common::arguments::{introduce, Arguments};
+use common::input::{self, Input};
+use common::measure::{take_turns, timed};
+use common::report::{self, Report};
+use memmap2::Mmap;
+use safetensors::tensor::Metadata;
+use safetensors::SafeTensors;
+use safetensors_lazy::{Checkpoint, OpenOptions};
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+const SHARDS: usize = 64;
+const TENSORS: usize = 4000;
+
+fn main() {
+    let arguments = Arguments::of_process();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let machine = introduce(folder.path());
+    let mut report = Report::default();
+    for index in [false, true] {
+        let input = input::sharded(folder.path(), SHARDS, TENSORS, index).expect("shards");
+        measure(&input, index, arguments.rounds(11), &mut report);
+    }
+    arguments.finish(&report, &machine);
+}
+
+fn measure(input: &Input, index: bool, rounds: usize, report: &mut Report) {
+    let files: Vec<PathBuf> =
+        (1..=SHARDS).map(|shard| input.path.join(format!("model-{shard:05}-of-{SHARDS:05}.safetensors"))).collect();
+    let checkpoint = open(&input.path);
+    assert_eq!((checkpoint.len(), checkpoint.shard_len()), (SHARDS * TENSORS, SHARDS));
+    let about =
+        format!("{SHARDS} shards of {TENSORS} tensors, {} of headers", report::size(checkpoint.info().header_bytes));
+    drop(checkpoint);
+
+    let [ours, one_by_one, reference] = take_turns(
+        rounds,
+        [
+            &mut || timed(|| open(&input.path)),
+            &mut || timed(|| files.iter().map(|file| open(file)).collect::<Vec<_>>()),
+            &mut || timed(|| open_with_reference(&input.path, &files, index)),
+        ],
+    );
+    report.section(input.name, &about, ["ours", "other", "ratio (quartiles)"]);
+    report.compare("the reference, file by file", &ours, &reference);
+    report.compare("ours, shards one after another", &ours, &one_by_one);
+}
+
+fn open(path: &Path) -> Checkpoint {
+    Checkpoint::open(path, OpenOptions::default()).expect("a checkpoint")
+}
+
+/// What its users do: map each file, read its metadata, remember which tensor is where. With an index, read that first.
+fn open_with_reference(folder: &Path, files: &[PathBuf], index: bool) -> Vec<(Mmap, Metadata)> {
+    if index {
+        let text = std::fs::read(folder.join("model.safetensors.index.json")).expect("an index");
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: HashMap<String, String>,
+        }
+        let index: Index = serde_json::from_slice(&text).expect("an index");
+        assert_eq!(index.weight_map.len(), SHARDS * TENSORS);
+    }
+    let open = |file: &PathBuf| {
+        // SAFETY: nobody changes the file.
+        let map = unsafe { Mmap::map(&File::open(file).expect("a shard")) }.expect("a mapping");
+        let metadata = SafeTensors::read_metadata(&map).expect("a header").1;
+        (map, metadata)
+    };
+    files.iter().map(open).collect()
+}

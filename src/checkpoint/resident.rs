@@ -1,0 +1,285 @@
+//! What of a checkpoint is in memory: held, let go, read ahead.
+
+use super::{Checkpoint, Tensor, TensorBytes};
+use crate::error::Error;
+use crate::quote::excerpt;
+use crate::residency::{AcquireError, Source};
+use crate::storage::{Buffer, StorageError};
+use std::ops::{Deref, Range};
+use std::ptr::NonNull;
+
+/// What is in memory of one tensor, or of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Residency {
+    /// Bytes in physical memory now, on this process's account: measured for what is mapped, and all of what is held in copies. `None`
+    /// where the system does not tell.
+    pub resident_bytes: Option<u64>,
+    /// Bytes of tensors that are in use, which are never evicted.
+    pub in_use_bytes: u64,
+    /// Bytes of tensors that are held in copies.
+    pub copied_bytes: u64,
+    /// Bytes that count against the budget.
+    pub charged_bytes: u64,
+    /// The budget; 0 if there is none.
+    pub budget: u64,
+    /// How often a tensor was found to be held when it was pinned.
+    pub hits: u64,
+    /// How often it was not.
+    pub misses: u64,
+    /// How often a tensor was evicted, for whatever reason.
+    pub evictions: u64,
+}
+
+/// A tensor in use: it is not evicted before this is dropped. Made by [`Checkpoint::pin`].
+#[derive(Debug)]
+pub struct Pinned<'c> {
+    checkpoint: &'c Checkpoint,
+    index: usize,
+    bytes: TensorBytes<'c>,
+}
+
+impl<'c> Deref for Pinned<'c> {
+    type Target = TensorBytes<'c>;
+
+    fn deref(&self) -> &TensorBytes<'c> {
+        &self.bytes
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        // It was pinned when this was made.
+        let _ = self.checkpoint.release(self.index);
+    }
+}
+
+impl Checkpoint {
+    /// Marks tensor `index` as in use and as the most recently used, and gives its bytes. If it is not held yet, it counts against the
+    /// budget from now on, and the least recently used tensors that are not in use are evicted until it fits.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchTensor`]; [`Error::Budget`] if it does not fit beside what is in use; [`Error::Storage`] if a copy is needed and
+    /// cannot be made.
+    pub fn pin(&self, index: usize) -> Result<Pinned<'_>, Error> {
+        Ok(Pinned { checkpoint: self, index, bytes: self.acquire(index)? })
+    }
+
+    /// As [`Checkpoint::pin`], to be undone by [`Checkpoint::release`]: a copy may go then.
+    pub(crate) fn acquire(&self, index: usize) -> Result<TensorBytes<'_>, Error> {
+        let tensor = self.tensor_at(index)?;
+        let start = self.ledger.acquire(index, self).map_err(|error| acquire_error(&tensor, error))?;
+        Ok(TensorBytes::new(start, tensor.nbytes()))
+    }
+
+    /// Undoes one [`Checkpoint::acquire`].
+    pub(crate) fn release(&self, index: usize) -> Result<(), Error> {
+        self.ledger.release(index, self).map_err(|_| match self.tensor_at(index) {
+            Ok(tensor) => Error::NotInUse { tensor: excerpt(tensor.name()) },
+            Err(error) => error,
+        })
+    }
+
+    /// Takes tensor `index` out of memory: its copy is freed, or its pages leave this process. Pointers to it stay valid, and its pages
+    /// come back when they are touched. With `page_cache` they also leave the page cache, where no other process has them mapped.
+    ///
+    /// Pages that a tensor in use has a part in stay, and so do pages that were written to after copy-on-write.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchTensor`]; [`Error::InUse`]: it is pinned, or [`Checkpoint::tensor_ptr`] has given a pointer to its copy away;
+    /// [`Error::Storage`]: the checkpoint is locked into memory.
+    pub fn evict(&self, index: usize, page_cache: bool) -> Result<(), Error> {
+        let tensor = self.tensor_at(index)?;
+        self.check_not_locked()?;
+        let evicted = self.ledger.evict(index, self);
+        evicted.map_err(|_| Error::InUse { tensor: excerpt(tensor.name()) })?;
+        self.ledger.while_evicting(|in_use| {
+            if in_use(index) {
+                return;
+            }
+            let bytes = self.neighbours.around(&self.shards, &tensor, in_use);
+            tensor.shard.storage.drop_pages(bytes.clone());
+            if page_cache {
+                tensor.shard.storage.drop_cached(bytes);
+            }
+        });
+        Ok(())
+    }
+
+    /// Takes all tensors that are not in use out of memory, as [`Checkpoint::evict`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Storage`]: the checkpoint is locked into memory.
+    pub fn evict_all(&self, page_cache: bool) -> Result<(), Error> {
+        self.check_not_locked()?;
+        self.ledger.evict_all(self);
+        self.ledger.while_evicting(|in_use| {
+            for (number, shard) in self.shards.list().iter().enumerate() {
+                for bytes in self.neighbours.unused(&self.shards, number, in_use) {
+                    shard.storage.drop_pages(bytes.clone());
+                    if page_cache {
+                        shard.storage.drop_cached(bytes);
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Changes the budget, in bytes; 0 is none. What exceeds it is evicted, except what is in use, which goes when it is released.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Storage`]: the checkpoint is locked into memory.
+    pub fn set_budget(&self, bytes: u64) -> Result<(), Error> {
+        if bytes > 0 {
+            self.check_not_locked()?;
+        }
+        self.ledger.set_budget(bytes, self);
+        Ok(())
+    }
+
+    /// Asks for tensors to be read into the page cache, in this order, by a thread that ends with the checkpoint. With a budget, at most as many
+    /// bytes as that: what comes after them in `indices` is left out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchTensor`], before anything is read.
+    pub fn prefetch(&self, indices: &[usize]) -> Result<(), Error> {
+        for index in indices {
+            self.tensor_at(*index)?;
+        }
+        let mut left = match self.ledger.budget() {
+            0 => u64::MAX,
+            budget => budget,
+        };
+        // Neighbours in the file are asked for at once.
+        let mut run: Option<(usize, Range<u64>)> = None;
+        for tensor in indices.iter().filter_map(|index| self.tensor(*index)) {
+            let mut bytes = tensor.file_range();
+            bytes.end = bytes.start + tensor.nbytes().min(left);
+            left -= bytes.end - bytes.start;
+            match &mut run {
+                Some((shard, run)) if *shard == tensor.shard() && run.end == bytes.start => run.end = bytes.end,
+                _ => {
+                    self.ask_for(run.replace((tensor.shard(), bytes)));
+                }
+            }
+        }
+        self.ask_for(run);
+        Ok(())
+    }
+
+    fn ask_for(&self, run: Option<(usize, Range<u64>)>) {
+        if let Some((shard, bytes)) = run.and_then(|(shard, bytes)| Some((self.shards.list().get(shard)?, bytes))) {
+            shard.storage.read_ahead(&self.read_ahead, bytes);
+        }
+    }
+
+    /// What is in memory of tensor `index`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchTensor`].
+    pub fn residency(&self, index: usize) -> Result<Residency, Error> {
+        let tensor = self.tensor_at(index)?;
+        let mapped = tensor.shard.storage.resident(tensor.file_range());
+        Ok(self.residency_of(self.ledger.stats(index, self), mapped))
+    }
+
+    /// What is in memory of all tensors. Takes time in proportion to their number and their bytes.
+    pub fn total_residency(&self) -> Residency {
+        let shards = self.shards.list().iter().map(|shard| &shard.storage);
+        let mapped = shards.map(|storage| storage.resident(0..storage.size())).sum();
+        self.residency_of(self.ledger.total_stats(self), mapped)
+    }
+
+    fn residency_of(&self, stats: crate::residency::Stats, mapped: Option<u64>) -> Residency {
+        Residency {
+            resident_bytes: mapped.map(|mapped| mapped.saturating_add(stats.copied_bytes)),
+            in_use_bytes: stats.in_use_bytes,
+            copied_bytes: stats.copied_bytes,
+            charged_bytes: stats.charged_bytes,
+            budget: self.ledger.budget(),
+            hits: stats.hits,
+            misses: stats.misses,
+            evictions: stats.evictions,
+        }
+    }
+
+    /// Where a tensor lies for ever: in place, or in a copy that is kept.
+    pub(super) fn start_of(&self, tensor: &Tensor<'_>) -> Result<NonNull<u8>, Error> {
+        match in_place(tensor) {
+            Some(start) => Ok(start),
+            None => self.ledger.keep(tensor.index(), self).map_err(|error| acquire_error(tensor, error)),
+        }
+    }
+
+    pub(super) fn check_not_locked(&self) -> Result<(), Error> {
+        match self.shards.list().iter().find(|shard| shard.storage.is_locked()) {
+            None => Ok(()),
+            Some(shard) => {
+                let why = "what is locked into memory cannot be evicted, nor have a budget";
+                Err(shard.storage_error(None, StorageError::Unsupported(why)))
+            }
+        }
+    }
+}
+
+impl Source for Checkpoint {
+    fn nbytes(&self, index: usize) -> u64 {
+        self.tensor(index).map_or(0, |tensor| tensor.nbytes())
+    }
+
+    fn in_place(&self, index: usize) -> Option<NonNull<u8>> {
+        in_place(&self.tensor(index)?)
+    }
+
+    fn copy(&self, index: usize) -> Result<Buffer, StorageError> {
+        match self.tensor(index) {
+            Some(tensor) => tensor.shard.storage.read(tensor.file_offset(), tensor.nbytes()),
+            None => Buffer::new(0),
+        }
+    }
+
+    fn drop_pages(&self, index: usize, in_use: &dyn Fn(usize) -> bool) {
+        let Some(tensor) = self.tensor(index) else { return };
+        // Most pages are the tensor's alone; only at the edges one has to ask who uses them.
+        tensor.shard.storage.drop_pages(tensor.file_range());
+        let around = self.neighbours.around(&self.shards, &tensor, in_use);
+        if around != tensor.file_range() {
+            tensor.shard.storage.drop_pages(around);
+        }
+    }
+
+    fn copies_may_go(&self) -> bool {
+        !self.is_writable()
+    }
+}
+
+/// Where a tensor lies, if it can be pointed to there.
+#[inline]
+fn in_place(tensor: &Tensor<'_>) -> Option<NonNull<u8>> {
+    if tensor.nbytes() == 0 {
+        return Some(NonNull::from(&NOTHING).cast());
+    }
+    let start = tensor.shard.storage.pointer(tensor.file_offset(), tensor.nbytes())?;
+    (start.addr().get() % tensor.dtype().alignment() == 0).then_some(start)
+}
+
+/// What tensors without bytes point to: an address of no meaning, but aligned and not NULL.
+static NOTHING: u64 = 0;
+
+#[cold]
+fn acquire_error(tensor: &Tensor<'_>, error: AcquireError) -> Error {
+    let name = excerpt(tensor.name());
+    match error {
+        AcquireError::Budget { needed, in_use, budget } => Error::Budget { tensor: name, needed, in_use, budget },
+        AcquireError::Storage(source) => tensor.shard.storage_error(Some(tensor.name()), source),
+        AcquireError::TooManyPins => Error::TooManyPins { tensor: name },
+        AcquireError::NoSuchPiece => Error::NoSuchTensor { index: tensor.index(), len: 0 },
+    }
+}
