@@ -78,9 +78,9 @@ fn error_of(shards: &Shards, error: NameTableError) -> Error {
                 let error = NameTableError::Duplicate { first: within, second: within };
                 Error::Header { path: shard.path_text(), source: shard.header.name_error(error) }
             }
-            _ => Error::no_memory(0),
+            _ => Error::NoMemory,
         },
-        NameTableError::NoMemory => shards.list().first().map_or(Error::no_memory(0), |shard| shard.no_memory()),
+        NameTableError::NoMemory => Error::NoMemory,
     }
 }
 

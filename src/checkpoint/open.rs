@@ -76,7 +76,8 @@ impl Checkpoint {
     }
 
     fn of_one(path: CString, storage: Storage, options: OpenOptions) -> Result<Checkpoint, Error> {
-        let shards = Shards::new(vec![Shard::open(path, storage, &mut Scratch::default())?]);
+        let shard = Shard::open(path, storage, &mut Scratch::default())?;
+        let shards = Shards::new(vec![shard]).ok_or(Error::NoMemory)?;
         let names = Names::of_one(&shards)?;
         Checkpoint::over(shards, names, options)
     }
@@ -94,7 +95,7 @@ impl Checkpoint {
                 None => Ok(None),
             })?;
         let (shards, hashes): (Vec<_>, Vec<_>) = opened.into_iter().flatten().unzip();
-        let shards = Shards::new(shards);
+        let shards = Shards::new(shards).ok_or(Error::NoMemory)?;
         let names = Names::of_many(&shards, hasher, &hashes)?;
         drop(hashes);
         if let Some((path, index)) = &parts.index {
@@ -104,8 +105,7 @@ impl Checkpoint {
     }
 
     fn over(shards: Shards, names: Names, options: OpenOptions) -> Result<Checkpoint, Error> {
-        let no_memory = || shards.list().first().map_or(Error::no_memory(0), Shard::no_memory);
-        let metadata = Metadata::new(&shards).ok_or_else(no_memory)?;
+        let metadata = Metadata::new(&shards).ok_or(Error::NoMemory)?;
         let ledger = Ledger::new(shards.len(), options.budget);
         let neighbours = Neighbours::new(shards.list().len());
         let read_ahead = ReadAhead::default();

@@ -13,9 +13,6 @@ use std::thread::JoinHandle;
 /// request: at least so much.
 const CHUNK: u64 = 128 * 1024;
 
-/// The thread calls the system and nothing else.
-const STACK_BYTES: usize = 128 * 1024;
-
 /// More requests than this are not kept: they are advice.
 const MOST_REQUESTS: usize = 4096;
 
