@@ -12,7 +12,7 @@ use super::Checkpoint;
 use crate::error::Error;
 use crate::format::NameHasher;
 use crate::residency::Ledger;
-use crate::storage::{Memory, Storage, StorageError, StorageOptions};
+use crate::storage::{Memory, ReadAhead, Storage, StorageError, StorageOptions};
 use std::ffi::CString;
 use std::path::Path;
 
@@ -107,12 +107,13 @@ impl Checkpoint {
         let metadata = Metadata::new(&shards).ok_or_else(no_memory)?;
         let ledger = Ledger::new(shards.len(), options.budget);
         let neighbours = Neighbours::new(shards.list().len());
-        let checkpoint = Checkpoint { shards, names, metadata, ledger, neighbours };
+        let read_ahead = ReadAhead::default();
+        let checkpoint = Checkpoint { shards, names, metadata, ledger, neighbours, read_ahead };
         if options.budget > 0 {
             checkpoint.check_not_locked()?;
         }
         for shard in checkpoint.shards.list() {
-            shard.make_resident()?;
+            shard.make_resident(&checkpoint.read_ahead)?;
         }
         Ok(checkpoint)
     }

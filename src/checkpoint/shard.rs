@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::format::{header_len, Header, HeaderError, PREFIX_LEN};
 use crate::quote::excerpt;
-use crate::storage::{Storage, StorageError};
+use crate::storage::{ReadAhead, Storage, StorageError};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -29,8 +29,8 @@ impl Shard {
     }
 
     /// Does what the options ask for once all of the checkpoint has been found true: populates, locks.
-    pub(super) fn make_resident(&self) -> Result<(), Error> {
-        self.storage.make_resident().map_err(|source| self.storage_error(None, source))
+    pub(super) fn make_resident(&self, read_ahead: &ReadAhead) -> Result<(), Error> {
+        self.storage.make_resident(read_ahead).map_err(|source| self.storage_error(None, source))
     }
 
     /// Where the data section starts in the file.
