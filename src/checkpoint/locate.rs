@@ -4,7 +4,7 @@ use super::shard::c_path;
 use crate::error::{Error, FolderError};
 use crate::format::{index_len, Index};
 use crate::quote::excerpt;
-use crate::storage::{Folder, NotInFolder, Storage, StorageError, StorageKind, StorageOptions};
+use crate::storage::{Folder, NotInFolder, Scratch, Storage, StorageError, StorageKind, StorageOptions};
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
 use std::path::{Path, PathBuf};
@@ -96,9 +96,8 @@ fn read_index(path: &Path, file: &Path) -> Result<Index, Error> {
     let storage = Storage::open(file, options).map_err(refused)?;
     let index_error = |source| Error::Index { path: text(path), source };
     index_len(storage.size()).map_err(index_error)?;
-    let bytes = storage.read(0, storage.size()).map_err(refused)?;
-    // SAFETY: `read` has initialised the buffer, which nobody else knows.
-    Index::parse(unsafe { bytes.as_slice() }).map_err(index_error)
+    let mut scratch = Scratch::default();
+    Index::parse(scratch.read(&storage, 0, storage.size()).map_err(refused)?).map_err(index_error)
 }
 
 fn open_folder(path: &Path) -> Result<Folder, Error> {

@@ -33,7 +33,7 @@ impl Names {
         let workers = workers_for(shards.len() / NAMES_PER_PART)
             .clamp(1, std::thread::available_parallelism().map_or(1, usize::from));
         let parts = workers.next_power_of_two();
-        let parts = in_parallel(parts, workers, |part| Ok(Part::new(&headers, hashes, part, parts)))?;
+        let parts = in_parallel(parts, workers, |_: &mut (), part| Ok(Part::new(&headers, hashes, part, parts)))?;
         let duplicate = parts.iter().filter_map(|part| part.as_ref().err()).min_by_key(|error| match error {
             NameTableError::Duplicate { second, .. } => *second,
             NameTableError::NoMemory => 0,

@@ -1,42 +1,50 @@
 //! Doing the same to many things on several threads.
 
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Threads that wait for a disk or a network do not need a core each.
-const MOST_WORKERS: usize = 8;
+/// As many threads as cores, but a few even where there is one core, since some will wait for a disk or a network; and not too many,
+/// since each allocates memory, for which all wait on one lock of the kernel's.
+const WORKERS: RangeInclusive<usize> = 4..=16;
 
 /// How many threads to give to `tasks` tasks.
 pub(super) fn workers_for(tasks: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    tasks.min(cores.max(MOST_WORKERS))
+    tasks.min(cores.clamp(*WORKERS.start(), *WORKERS.end()))
 }
 
 /// Does `task` for each number below `len`, on the calling thread and up to `workers - 1` others, which have ended when this returns.
 /// Gives the outcomes in order, or the failure of the smallest number.
 ///
+/// Each thread has a `S` of its own, for what its tasks can share one after the other.
+///
 /// A thread that cannot be started is done without. After a failure no new task is begun.
-pub(super) fn in_parallel<T: Send, E: Send>(
+pub(super) fn in_parallel<S: Default, T: Send, E: Send>(
     len: usize,
     workers: usize,
-    task: impl Fn(usize) -> Result<T, E> + Sync,
+    task: impl Fn(&mut S, usize) -> Result<T, E> + Sync,
 ) -> Result<Vec<T>, E> {
     if workers <= 1 || len <= 1 {
-        return (0..len).map(task).collect();
+        let mut own = S::default();
+        return (0..len).map(|number| task(&mut own, number)).collect();
     }
     let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || loop {
-        let number = next.fetch_add(1, Ordering::Relaxed);
-        if number >= len {
-            return;
+    let work = || {
+        let mut own = S::default();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= len {
+                return;
+            }
+            let outcome = task(&mut own, number);
+            if outcome.is_err() {
+                // Smaller numbers have all been given out, so the first failure is among what will be there.
+                next.store(len, Ordering::Relaxed);
+            }
+            outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
         }
-        let outcome = task(number);
-        if outcome.is_err() {
-            // Smaller numbers have all been given out, so the first failure is among what will be there.
-            next.store(len, Ordering::Relaxed);
-        }
-        outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
     };
     std::thread::scope(|scope| {
         for _ in 1..workers {
@@ -59,9 +67,9 @@ mod tests {
     #[test]
     fn in_parallel_gives_outcomes_in_order() {
         for workers in [1, 2, 8] {
-            let squares: Result<Vec<usize>, ()> = in_parallel(1000, workers, |n| Ok(n * n));
+            let squares: Result<Vec<usize>, ()> = in_parallel(1000, workers, |_: &mut (), n| Ok(n * n));
             assert!(squares.unwrap().into_iter().eq((0..1000).map(|n| n * n)), "{workers}");
-            assert_eq!(in_parallel(0, workers, |_| Err::<(), ()>(())), Ok(vec![]));
+            assert_eq!(in_parallel(0, workers, |_: &mut (), _| Err::<(), ()>(())), Ok(vec![]));
         }
     }
 
@@ -69,7 +77,7 @@ mod tests {
     fn in_parallel_gives_the_failure_of_the_smallest_number() {
         for workers in [1, 2, 8] {
             let outcome: Result<Vec<()>, usize> =
-                in_parallel(100, workers, |n| if n % 7 == 6 { Err(n) } else { Ok(()) });
+                in_parallel(100, workers, |_: &mut (), n| if n % 7 == 6 { Err(n) } else { Ok(()) });
             assert_eq!(outcome, Err(6), "{workers}");
         }
     }
@@ -77,7 +85,7 @@ mod tests {
     #[test]
     fn in_parallel_runs_at_once() {
         let barrier = std::sync::Barrier::new(4);
-        let outcome: Result<Vec<()>, ()> = in_parallel(4, 4, |_| {
+        let outcome: Result<Vec<()>, ()> = in_parallel(4, 4, |_: &mut (), _| {
             barrier.wait();
             Ok(())
         });
@@ -87,6 +95,6 @@ mod tests {
     #[test]
     fn workers_for_never_gives_more_than_tasks() {
         assert_eq!((workers_for(0), workers_for(1)), (0, 1));
-        assert!(workers_for(1000) >= MOST_WORKERS);
+        assert!(WORKERS.contains(&workers_for(1000)));
     }
 }

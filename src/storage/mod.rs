@@ -13,7 +13,7 @@ mod pages;
 mod pread;
 mod read_ahead;
 
-pub(crate) use buffer::Buffer;
+pub(crate) use buffer::{Buffer, Scratch};
 pub use error::StorageError;
 pub(crate) use folder::{Folder, NotInFolder};
 pub use memory::Memory;
