@@ -424,7 +424,8 @@ private:
     Slice(const Tensor &tensor, Ranges ranges) : tensor_(tensor), ranges_(std::move(ranges)) {
         // The rules for ranges are the library's: a read into no room applies them, and ends before it reads.
         st_error err;
-        const st_status status = st_tensor_read(tensor_.handle_, tensor_.index_, Tensor::first(ranges_), ranges_.size(), nullptr, 0, &err);
+        const st_status status =
+            st_tensor_read(tensor_.handle_, tensor_.index_, Tensor::first(ranges_), ranges_.size(), nullptr, 0, &err);
         if (status != ST_ERR_BUFFER_TOO_SMALL)
             detail::check(status, err);
         ranges_.resize(tensor_.rank(), All);
@@ -445,8 +446,8 @@ private:
     std::size_t nbytes_ = 0;
 };
 
-// A tensor that is held in memory until the Pin goes, with a reference of its own to the checkpoint: made by Tensor::pin. Movable; what
-// was moved from holds nothing.
+// A tensor that is held in memory until the Pin goes, with a reference of its own to the checkpoint: made by Tensor::pin. Movable;
+// what was moved from holds nothing.
 class Pin {
 public:
     Pin(const Pin &) = delete;
