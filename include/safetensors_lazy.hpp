@@ -5,12 +5,14 @@
 //     for (st::Tensor tensor : model)
 //         std::cout << tensor.name() << ' ' << tensor.nbytes() << '\n';
 //     st::Span<const float> bias = model["lm_head.bias"].data<float>();
+//     std::vector<float> rows = model["lm_head.bias"].shard(0, rank, world).read<float>();
 //
 // Header only; no dependency but the C library. Failures are thrown as Error.
 //
-// LIFETIMES. A Checkpoint owns one reference to an open checkpoint. Tensors, views, spans, pointers and string_views that come from it
-// are valid as long as any Checkpoint that shares it (see share) lives, and no longer; they are cheap to copy. What would dangle at
-// once, such as Checkpoint(path)[name], does not compile.
+// LIFETIMES. A Checkpoint owns one reference to an open checkpoint. Tensors, slices, views, spans, pointers and string_views that come
+// from it are valid as long as any Checkpoint that shares it (see share) lives, and no longer; they are cheap to copy. A Pin owns a
+// reference too, and what comes from it is valid as long as the Pin. What would dangle at once, such as Checkpoint(path)[name],
+// does not compile.
 //
 // THREADS. All const member functions may be called from any thread at the same time.
 
@@ -144,14 +146,19 @@ inline constexpr st_range All{0, ST_END};
 
 namespace detail {
 
-// nbytes bytes at data, as elements of type T; throws unless T has the size of the dtype's elements and data suits its alignment.
-template <class T> Span<const T> elements(const void *data, std::size_t nbytes, st_dtype dtype, std::string_view name) {
+// Throws unless T has the size of the dtype's elements.
+template <class T> void check_size(st_dtype dtype, std::string_view name) {
     static_assert(std::is_trivially_copyable_v<T> && !std::is_same_v<T, bool>,
                   "the bytes of a file can only become a trivial type that every value is valid for");
     if (sizeof(T) * 8 != st_dtype_bits(dtype))
         throw Error(ST_ERR_UNSUPPORTED, "tensor " + quoted(name) + " of " + st_dtype_name(dtype) + " has elements of " +
                                             std::to_string(st_dtype_bits(dtype)) + " bits, not " +
                                             std::to_string(sizeof(T) * 8));
+}
+
+// nbytes bytes at data, as elements of type T; throws unless T has the size of the dtype's elements and data suits its alignment.
+template <class T> Span<const T> elements(const void *data, std::size_t nbytes, st_dtype dtype, std::string_view name) {
+    check_size<T>(dtype, name);
     if (reinterpret_cast<std::uintptr_t>(data) % alignof(T) != 0)
         throw Error(ST_ERR_MISALIGNED, "tensor " + quoted(name) + " is not aligned to " + std::to_string(alignof(T)) + " bytes");
     return {static_cast<const T *>(data), nbytes / sizeof(T)};
@@ -163,27 +170,51 @@ template <class T> void check_dtype(st_dtype dtype, std::string_view name) {
                                             ", which is not that of the type asked for");
 }
 
+inline st_residency_info residency(const st_checkpoint *handle, std::size_t index) {
+    st_residency_info info{};
+    st_error err;
+    check(st_residency(handle, index, &info, &err), err);
+    return info;
+}
+
+inline void evict(st_checkpoint *handle, std::size_t index, std::uint32_t flags) {
+    st_error err;
+    check(st_evict(handle, index, flags, &err), err);
+}
+
 } // namespace detail
 
-// A slice of a tensor in place: made by Tensor::view.
+// A slice of a tensor in place: made by view of a Tensor, a Slice or a Pin.
 class View {
 public:
     const void *data() const noexcept { return view_.data; }
     st_dtype dtype() const noexcept { return view_.dtype; }
     std::size_t rank() const noexcept { return view_.rank; }
     // Elements per dimension.
-    Span<const std::uint64_t> shape() const noexcept { return {view_.shape, view_.rank}; }
+    Span<const std::uint64_t> shape() const &noexcept { return {view_.shape, view_.rank}; }
+    Span<const std::uint64_t> shape() const && = delete;
     // Elements from one index to the next, per dimension.
-    Span<const std::int64_t> strides() const noexcept { return {view_.strides, view_.rank}; }
+    Span<const std::int64_t> strides() const &noexcept { return {view_.strides, view_.rank}; }
+    Span<const std::int64_t> strides() const && = delete;
     std::size_t nbytes() const noexcept { return view_.nbytes; }
     bool contiguous() const noexcept { return view_.contiguous != 0; }
+
+    // The bytes of the elements, if they are contiguous. Throws ST_ERR_NOT_CONTIGUOUS if not.
+    Span<const std::byte> bytes() const {
+        if (!contiguous())
+            throw Error(ST_ERR_NOT_CONTIGUOUS, "the slice of tensor " + detail::quoted(name_) + " is not contiguous");
+        return {static_cast<const std::byte *>(data()), nbytes()};
+    }
 
     // The elements, if they are contiguous. Throws ST_ERR_NOT_CONTIGUOUS if not, ST_ERR_UNSUPPORTED if T is not the dtype's type.
     template <class T> Span<const T> data() const {
         detail::check_dtype<T>(dtype(), name_);
-        if (!contiguous())
-            throw Error(ST_ERR_NOT_CONTIGUOUS, "the slice of tensor " + detail::quoted(name_) + " is not contiguous");
-        return detail::elements<T>(data(), nbytes(), dtype(), name_);
+        return bits<T>();
+    }
+
+    // As data, for any type of the elements' size.
+    template <class T> Span<const T> bits() const {
+        return detail::elements<T>(bytes().data(), nbytes(), dtype(), name_);
     }
 
     // The element at an index for each dimension. Throws ST_ERR_OUT_OF_RANGE outside of the slice.
@@ -205,14 +236,19 @@ public:
     }
 
     // The C struct.
-    const st_view &c_view() const noexcept { return view_; }
+    const st_view &c_view() const &noexcept { return view_; }
+    const st_view &c_view() const && = delete;
 
 private:
     friend class Tensor;
+    friend class Pin;
     View() = default;
     st_view view_{};
     std::string_view name_;
 };
+
+class Slice;
+class Pin;
 
 // A tensor of a checkpoint: what the checkpoint says about it, and the way to its bytes.
 class Tensor {
@@ -225,6 +261,7 @@ public:
     // Elements per dimension.
     Span<const std::uint64_t> shape() const noexcept { return {info_.shape, info_.rank}; }
     std::size_t nbytes() const noexcept { return info_.nbytes; }
+    // The file that it lies in: see Checkpoint::shard_path.
     std::size_t shard() const noexcept { return info_.shard; }
     std::uint64_t file_offset() const noexcept { return info_.file_offset; }
     std::uint64_t alignment() const noexcept { return info_.alignment; }
@@ -299,10 +336,32 @@ public:
         return out;
     }
 
+    // A part of it, to be asked about before it is reached. Ranges that are wrong throw here, as they do from view.
+    Slice slice(Ranges ranges = {}) const;
+
+    // What a rank has of it where a dimension is split over the ranks of a world: st_split_range. Throws ST_ERR_OUT_OF_RANGE if there
+    // is no such dimension or rank. (The shard of a rank, not the file that shard() tells.)
+    Slice shard(std::size_t dim, std::uint32_t rank, std::uint32_t world) const;
+
+    // What a rank has of it by a layout of MindSpore's: st_layout_ranges.
+    Slice layout(const st_layout &layout, std::uint32_t rank_id) const;
+
+    // Holds it in memory: st_acquire. Throws ST_ERR_BUDGET if it does not fit beside what is pinned.
+    Pin pin() const;
+
+    // Takes it out of memory: st_evict. flags: 0 or ST_EVICT_PAGE_CACHE. Throws ST_ERR_IN_USE if it is pinned.
+    void evict(std::uint32_t flags = 0) const { detail::evict(handle_, index_, flags); }
+
+    // What is in memory of it: st_residency.
+    st_residency_info residency() const { return detail::residency(handle_, index_); }
+
 private:
     friend class Checkpoint;
     friend class Tensors;
+    friend class Slice;
+    friend class Pin;
 
+    Tensor() = default; // none: what a Pin has that was moved from
     Tensor(st_checkpoint *handle, std::size_t index) : handle_(handle), index_(index) {
         st_error err;
         detail::check(st_tensor_info(handle, index, &info_, &err), err);
@@ -310,10 +369,203 @@ private:
 
     static const st_range *first(const Ranges &ranges) noexcept { return ranges.empty() ? nullptr : ranges.data(); }
 
-    st_checkpoint *handle_;
-    std::size_t index_;
+    // For functions whose errors cannot name the tensor.
+    void check(st_status status, const st_error &err) const {
+        if (status != ST_OK)
+            throw Error(status, "tensor " + detail::quoted(name()) + ": " + err.message, err.os_error);
+    }
+
+    st_checkpoint *handle_ = nullptr;
+    std::size_t index_ = 0;
     st_tensor info_{};
 };
+
+// A part of a tensor, known to lie inside of it: made by slice, shard or layout of a Tensor. Nothing is read before it is asked to.
+class Slice {
+public:
+    // The tensor that it is a part of.
+    Tensor tensor() const noexcept { return tensor_; }
+    // One range per dimension of the tensor, without ST_END.
+    const Ranges &ranges() const &noexcept { return ranges_; }
+    Ranges ranges() && noexcept { return std::move(ranges_); }
+    // Elements per dimension.
+    Span<const std::uint64_t> shape() const &noexcept { return {shape_.data(), shape_.size()}; }
+    Span<const std::uint64_t> shape() const && = delete;
+    // Size of its elements in bytes.
+    std::size_t nbytes() const noexcept { return nbytes_; }
+
+    // It, in place: Tensor::view.
+    View view() const { return tensor_.view(ranges_); }
+
+    // Copies it, packed, to memory of the caller's: Tensor::read.
+    void read(void *dst, std::size_t dst_len) const { tensor_.read(dst, dst_len, ranges_); }
+
+    // A packed copy of its elements. Throws ST_ERR_UNSUPPORTED unless T is a type for the dtype (see Element).
+    template <class T> std::vector<T> read() const {
+        detail::check_dtype<T>(tensor_.dtype(), tensor_.name());
+        return read_bits<T>();
+    }
+
+    // As read, for any type of the elements' size.
+    template <class T> std::vector<T> read_bits() const {
+        detail::check_size<T>(tensor_.dtype(), tensor_.name());
+        std::vector<T> elements(nbytes_ / sizeof(T));
+        read(elements.data(), nbytes_);
+        return elements;
+    }
+
+    // It as DLPack tensor: Tensor::dlpack, Tensor::dlpack_unversioned.
+    DLManagedTensorVersioned *dlpack() const { return tensor_.dlpack(ranges_); }
+    DLManagedTensor *dlpack_unversioned() const { return tensor_.dlpack_unversioned(ranges_); }
+
+private:
+    friend class Tensor;
+
+    Slice(const Tensor &tensor, Ranges ranges) : tensor_(tensor), ranges_(std::move(ranges)) {
+        // The rules for ranges are the library's: a read into no room applies them, and ends before it reads.
+        st_error err;
+        const st_status status =
+            st_tensor_read(tensor_.handle_, tensor_.index_, Tensor::first(ranges_), ranges_.size(), nullptr, 0, &err);
+        if (status != ST_ERR_BUFFER_TOO_SMALL)
+            detail::check(status, err);
+        ranges_.resize(tensor_.rank(), All);
+        shape_.reserve(tensor_.rank());
+        std::uint64_t elements = 1; // of a part of the tensor, or 0: this fits
+        for (std::size_t d = 0; d < ranges_.size(); ++d) {
+            if (ranges_[d].stop == ST_END)
+                ranges_[d].stop = tensor_.shape()[d];
+            shape_.push_back(ranges_[d].stop - ranges_[d].start);
+            elements *= shape_[d];
+        }
+        nbytes_ = elements * st_dtype_bits(tensor_.dtype()) / 8;
+    }
+
+    Tensor tensor_;
+    Ranges ranges_;
+    std::vector<std::uint64_t> shape_;
+    std::size_t nbytes_ = 0;
+};
+
+// A tensor that is held in memory until the Pin goes, with a reference of its own to the checkpoint: made by Tensor::pin. Movable;
+// what was moved from holds nothing.
+class Pin {
+public:
+    Pin(const Pin &) = delete;
+    Pin &operator=(const Pin &) = delete;
+    Pin(Pin &&other) noexcept
+        : tensor_(std::exchange(other.tensor_, Tensor())), data_(std::exchange(other.data_, nullptr)) {}
+    Pin &operator=(Pin &&other) noexcept {
+        if (this != &other) {
+            release();
+            tensor_ = std::exchange(other.tensor_, Tensor());
+            data_ = std::exchange(other.data_, nullptr);
+        }
+        return *this;
+    }
+    ~Pin() { release(); }
+
+    // The tensor: its name, dtype and shape.
+    const Tensor &tensor() const &noexcept { return tensor_; }
+    const Tensor &tensor() const && = delete;
+    std::size_t nbytes() const noexcept { return tensor_.nbytes(); }
+
+    // Where its bytes lie; NULL if it was moved from.
+    const void *data() const &noexcept { return data_; }
+    const void *data() const && = delete;
+
+    // Its bytes.
+    Span<const std::byte> bytes() const &noexcept { return {static_cast<const std::byte *>(data_), nbytes()}; }
+    Span<const std::byte> bytes() const && = delete;
+
+    // Its elements: as of a Tensor.
+    template <class T> Span<const T> data() const & {
+        detail::check_dtype<T>(checked().dtype(), tensor_.name());
+        return bits<T>();
+    }
+    template <class T> Span<const T> data() const && = delete;
+    template <class T> Span<const T> bits() const & {
+        return detail::elements<T>(data_, nbytes(), checked().dtype(), tensor_.name());
+    }
+    template <class T> Span<const T> bits() const && = delete;
+
+    // A slice in place, inside of what is held: unlike that of a Tensor it never makes a copy that stays.
+    View view(const Ranges &ranges = {}) const & {
+        const Slice slice = checked().slice(ranges);
+        if (tensor_.rank() > ST_MAX_RANK)
+            throw Error(ST_ERR_UNSUPPORTED, "tensor " + detail::quoted(tensor_.name()) + " has " + std::to_string(tensor_.rank()) +
+                                                " dimensions, more than a view can hold");
+        View view;
+        view.name_ = tensor_.name();
+        st_view &out = view.view_;
+        out.dtype = tensor_.dtype();
+        out.rank = static_cast<std::uint32_t>(tensor_.rank());
+        out.nbytes = slice.nbytes();
+        out.contiguous = 1;
+        // From the last dimension on: the distance of neighbours in the tensor, and what it would be without gaps.
+        std::uint64_t first = 0, stride = 1, packed = 1;
+        for (std::size_t d = tensor_.rank(); d-- > 0;) {
+            out.shape[d] = slice.shape()[d];
+            out.strides[d] = static_cast<std::int64_t>(stride);
+            if (out.shape[d] > 1 && stride != packed)
+                out.contiguous = 0;
+            first += slice.ranges()[d].start * stride;
+            stride *= tensor_.shape()[d];
+            packed *= out.shape[d];
+        }
+        if (out.nbytes == 0) {
+            out.contiguous = 1;
+            first = 0;
+        }
+        out.data = static_cast<const std::byte *>(data_) + first * st_dtype_bits(out.dtype) / 8;
+        return view;
+    }
+    View view(const Ranges &ranges = {}) const && = delete;
+
+private:
+    friend class Tensor;
+
+    explicit Pin(const Tensor &tensor) : tensor_(tensor) {
+        st_error err;
+        detail::check(st_acquire(tensor_.handle_, tensor_.index_, &data_, nullptr, &err), err);
+        st_retain(tensor_.handle_);
+    }
+
+    void release() noexcept {
+        if (data_) {
+            st_release(tensor_.handle_, tensor_.index_, nullptr);
+            st_close(tensor_.handle_);
+        }
+    }
+
+    const Tensor &checked() const {
+        if (!data_)
+            throw Error(ST_ERR_INVALID_ARGUMENT, "the pin was moved from");
+        return tensor_;
+    }
+
+    Tensor tensor_;
+    const void *data_ = nullptr;
+};
+
+inline Slice Tensor::slice(Ranges ranges) const { return {*this, std::move(ranges)}; }
+
+inline Slice Tensor::shard(std::size_t dim, std::uint32_t rank, std::uint32_t world) const {
+    if (dim >= shape().size())
+        throw Error(ST_ERR_OUT_OF_RANGE, "tensor " + detail::quoted(name()) + " has no dimension " + std::to_string(dim));
+    Ranges ranges(dim + 1, All);
+    st_error err;
+    check(st_split_range(shape()[dim], rank, world, &ranges[dim], &err), err);
+    return slice(std::move(ranges));
+}
+
+inline Slice Tensor::layout(const st_layout &layout, std::uint32_t rank_id) const {
+    Ranges ranges(rank());
+    st_error err;
+    check(st_layout_ranges(&layout, info_.shape, info_.rank, rank_id, ranges.data(), &err), err);
+    return slice(std::move(ranges));
+}
+
+inline Pin Tensor::pin() const { return Pin(*this); }
 
 // Several tensors of a checkpoint, to be iterated over.
 class Tensors {
@@ -368,17 +620,21 @@ private:
 struct OpenOptions {
     int32_t storage = ST_STORAGE_AUTO; // one of ST_STORAGE_*
     uint32_t flags = 0;                // ST_OPEN_*, or'ed
+    uint64_t budget = 0;               // the most bytes of tensors to hold in memory; 0 for no limit
 };
 
 // An open checkpoint. Movable; share gives a second owner.
 class Checkpoint {
 public:
-    // Opens a .safetensors file: st_open.
+    // Opens a .safetensors file, an index, or a folder of shards: st_open.
     explicit Checkpoint(const std::string &path, OpenOptions options = {}) {
         st_open_options c_options = c(options);
         st_error err;
         detail::check(st_open(detail::c_string(path), &c_options, &handle_, &err), err);
     }
+
+    // The same, by name.
+    static Checkpoint open(const std::string &path, OpenOptions options = {}) { return Checkpoint(path, options); }
 
     // Opens a safetensors file in memory, which must outlive the checkpoint: st_open_buffer.
     static Checkpoint from_buffer(const void *data, std::size_t len, OpenOptions options = {}) {
@@ -453,7 +709,7 @@ public:
         return st_find_n(handle_, name.data(), name.size(), &index) == ST_OK;
     }
 
-    // The metadata, as pairs of key and value in the order of the header.
+    // The metadata, as pairs of key and value in the order of the headers.
     std::vector<std::pair<std::string_view, std::string_view>> metadata() const & {
         std::vector<std::pair<std::string_view, std::string_view>> entries(st_metadata_len(handle_));
         for (std::size_t i = 0; i < entries.size(); ++i) {
@@ -489,6 +745,34 @@ public:
     }
     std::string_view shard_path(std::size_t shard) const && = delete;
 
+    // Starts to read tensors into the page cache: st_prefetch. They are a range of Tensor, such as prefix gives, or of indices.
+    template <class Range> void prefetch(const Range &tensors) const {
+        std::vector<std::size_t> indices;
+        for (auto &&tensor : tensors)
+            indices.push_back(index_of(tensor));
+        st_error err;
+        detail::check(st_prefetch(handle_, indices.data(), indices.size(), &err), err);
+    }
+
+    // Takes tensors out of memory, one after the other: st_evict. Throws ST_ERR_IN_USE at the first that is pinned.
+    // flags: 0 or ST_EVICT_PAGE_CACHE.
+    template <class Range> void evict(const Range &tensors, std::uint32_t flags = 0) const {
+        for (auto &&tensor : tensors)
+            detail::evict(handle_, index_of(tensor), flags);
+    }
+
+    // Takes all tensors out of memory that are not pinned.
+    void evict_all(std::uint32_t flags = 0) const { detail::evict(handle_, ST_ALL, flags); }
+
+    // Changes the budget, for all who share the checkpoint: st_set_budget. 0 is none.
+    void set_budget(std::uint64_t bytes) const {
+        st_error err;
+        detail::check(st_set_budget(handle_, bytes, &err), err);
+    }
+
+    // What is in memory of all tensors: st_residency.
+    st_residency_info residency() const { return detail::residency(handle_, ST_ALL); }
+
     // The C handle: still owned by this object.
     st_checkpoint *get() const noexcept { return handle_; }
 
@@ -499,8 +783,16 @@ private:
         st_open_options c_options = ST_OPEN_OPTIONS_INIT;
         c_options.storage = options.storage;
         c_options.flags = options.flags;
+        c_options.budget = options.budget;
         return c_options;
     }
+
+    std::size_t index_of(const Tensor &tensor) const {
+        if (tensor.handle_ != handle_)
+            throw Error(ST_ERR_INVALID_ARGUMENT, "tensor " + detail::quoted(tensor.name()) + " is of another checkpoint");
+        return tensor.index_;
+    }
+    static std::size_t index_of(std::size_t index) noexcept { return index; }
 
     st_checkpoint *handle_ = nullptr;
 };

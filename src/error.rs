@@ -146,18 +146,13 @@ pub enum Error {
         /// What it cannot be.
         what: &'static str,
     },
+    /// There was no memory for what is kept of all shards together.
+    NoMemory,
     /// An argument is not one that the function takes.
     InvalidArgument {
         /// What is wrong with it.
         what: String,
     },
-}
-
-impl Error {
-    /// There was no memory for a part of the directory that belongs to no file.
-    pub(crate) fn no_memory(nbytes: u64) -> Error {
-        Error::Storage { path: String::new(), tensor: None, source: StorageError::NoMemory { nbytes } }
-    }
 }
 
 /// How an index and a shard contradict each other.
@@ -240,6 +235,7 @@ impl Display for Error {
             Error::Unsupported { tensor, dtype, what } => {
                 write!(f, "tensor {} of {dtype} cannot be {what}", Quoted(tensor))
             }
+            Error::NoMemory => f.write_str("no memory for the directory of the checkpoint"),
             Error::InvalidArgument { what } => f.write_str(what),
         }
     }

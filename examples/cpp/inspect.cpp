@@ -1,4 +1,4 @@
-// Lists the tensors of a checkpoint, prints a few values read through mapped pointers, and shows how little memory that took.
+// Lists the tensors of a checkpoint, a single file or sharded, prints a few values read through mapped pointers, and shows how little memory that took.
 
 #include <safetensors_lazy.hpp>
 
@@ -27,8 +27,8 @@ static std::string shape_of(const st::Tensor &tensor) {
 
 static void print_tensor(const st::Tensor &tensor) {
     std::string name(tensor.name());
-    std::printf("%6zu  %-64s %-5s %-16s %10zu bytes at %llu\n", tensor.index(), name.c_str(), tensor.dtype_name(),
-                shape_of(tensor).c_str(), tensor.nbytes(), static_cast<unsigned long long>(tensor.file_offset()));
+    std::printf("%6zu  %-64s %-5s %-16s %10zu bytes at %llu of file %zu\n", tensor.index(), name.c_str(), tensor.dtype_name(),
+                shape_of(tensor).c_str(), tensor.nbytes(), static_cast<unsigned long long>(tensor.file_offset()), tensor.shard());
 }
 
 static void print_values(const st::Tensor &tensor) {
@@ -41,7 +41,7 @@ static void print_values(const st::Tensor &tensor) {
 
 int main(int argc, char **argv) {
     if (argc != 2) {
-        std::cerr << "usage: " << argv[0] << " model.safetensors\n";
+        std::cerr << "usage: " << argv[0] << " model\n";
         return 2;
     }
     try {
@@ -53,7 +53,7 @@ int main(int argc, char **argv) {
             std::cout << "metadata " << key << ": " << value << '\n';
         long opened = resident_bytes();
 
-        // Three tensors of the F32 kind, from all over the file: only the pages of their first values are read.
+        // Three tensors of the F32 kind, from all over the files: only the pages of their first values are read.
         std::size_t step = std::max<std::size_t>(model.size() / 3, 1), printed = 0;
         for (std::size_t i = 0; i < model.size() && printed < 3; i += step) {
             if (st::Tensor tensor = model.at(i); tensor.dtype() == ST_DTYPE_F32) {
@@ -63,7 +63,7 @@ int main(int argc, char **argv) {
         }
         st_info info = model.info();
         const double MB = 1e6;
-        std::printf("%zu tensors, %.1f MB of data in a file of %.1f MB\n", model.size(), info.tensor_bytes / MB,
+        std::printf("%zu tensors, %.1f MB of data in %zu file(s) of %.1f MB\n", model.size(), info.tensor_bytes / MB, model.shards(),
                     info.file_bytes / MB);
         std::printf("memory that became resident: %.2f MB to open and list, %.2f MB more to read values\n",
                     (opened - before) / MB, (resident_bytes() - opened) / MB);

@@ -102,7 +102,7 @@ end
     @test missing_file isa SafetensorsError
     @test missing_file.name == "ST_ERR_IO" && missing_file.errno == Base.Libc.ENOENT
     @test occursin("absent", sprint(showerror, missing_file))
-    @test failure(directory).name == "ST_ERR_NOT_A_FILE"
+    @test failure("/dev/null").name == "ST_ERR_NOT_A_FILE"
     @test failure(write_file(HEADER, DATA[1:end-1])).name == "ST_ERR_TRUNCATED"
     @test failure(write_file("not JSON", UInt8[])).name == "ST_ERR_HEADER_JSON"
     @test_throws ArgumentError open(Checkpoint, "a\0b")

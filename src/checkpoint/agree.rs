@@ -21,13 +21,15 @@ pub(super) fn check_index(path: &str, index: &Index, shards: &Shards, names: &Na
             true => Some(expected),
             false => names.find(shards, name),
         };
-        let Some(tensor) = found else { return Err(mismatch(path, name, shards, shard, Mismatch::NotInShard)) };
+        let Some(tensor) = found else {
+            return Err(mismatch_or_duplicate(path, index, name, shards, shard, Mismatch::NotInShard));
+        };
         let shard_of_it = shards.locate(tensor).map_or(0, |(_, number, _)| number);
         if shard_of_it != shard {
-            return Err(mismatch(path, name, shards, shard_of_it, Mismatch::InOtherShard));
+            return Err(mismatch_or_duplicate(path, index, name, shards, shard_of_it, Mismatch::InOtherShard));
         }
         if !seen.insert(tensor) {
-            return Err(Error::Index { path: path.to_owned(), source: IndexError::duplicate(name) });
+            return Err(duplicate(path, name));
         }
         if let Some(next) = next.get_mut(shard) {
             *next = tensor + 1;
@@ -41,6 +43,26 @@ pub(super) fn check_index(path: &str, index: &Index, shards: &Shards, names: &Na
             Err(mismatch(path, shards.name(tensor), shards, shard, Mismatch::NotInIndex))
         }
     }
+}
+
+/// A name that occurs twice is the cause of whatever else is wrong with it.
+#[cold]
+fn mismatch_or_duplicate(
+    path: &str,
+    index: &Index,
+    name: &[u8],
+    shards: &Shards,
+    shard: usize,
+    mismatch: Mismatch,
+) -> Error {
+    match index.entries().filter(|(other, _)| *other == name).nth(1) {
+        Some(_) => duplicate(path, name),
+        None => self::mismatch(path, name, shards, shard, mismatch),
+    }
+}
+
+fn duplicate(path: &str, name: &[u8]) -> Error {
+    Error::Index { path: path.to_owned(), source: IndexError::duplicate(name) }
 }
 
 fn mismatch(path: &str, name: &[u8], shards: &Shards, shard: usize, mismatch: Mismatch) -> Error {

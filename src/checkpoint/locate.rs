@@ -4,7 +4,7 @@ use super::shard::c_path;
 use crate::error::{Error, FolderError};
 use crate::format::{index_len, Index};
 use crate::quote::excerpt;
-use crate::storage::{Folder, NotInFolder, Storage, StorageError, StorageKind, StorageOptions};
+use crate::storage::{Folder, NotInFolder, Scratch, Storage, StorageError, StorageKind, StorageOptions};
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub(super) struct Parts {
 pub(super) struct Part {
     /// What the caller is told.
     pub(super) path: CString,
-    /// The same file without symbolic links.
+    /// The same file, without symbolic links beyond the folder.
     pub(super) file: PathBuf,
 }
 
@@ -62,7 +62,7 @@ pub(super) fn at_index(path: &Path, follow_links: bool) -> Result<Parts, Error> 
 
 fn of_index(folder: &Folder, name: &Path, follow_links: bool) -> Result<Parts, Error> {
     let path = folder.join(name);
-    let file = folder.resolve(name, follow_links).map_err(|error| not_in_folder(error, &path, name))?;
+    let file = folder.resolve(name, follow_links).map_err(|error| not_in_folder(error, folder, folder.path(), name))?;
     let index = read_index(&path, &file)?;
     parts_of(folder, &path, name, index, follow_links)
 }
@@ -73,8 +73,10 @@ fn parts_of(folder: &Folder, path: &Path, name: &Path, index: Index, follow_link
         shards.push(part(folder, path, Path::new(shard), follow_links)?);
     }
     let extra = Path::new(MINDSPORE_EXTRA);
-    if name == Path::new(MINDSPORE_INDEX) && !index.shards().any(|shard| Path::new(shard) == extra) {
+    if name == Path::new(MINDSPORE_INDEX) {
         match part(folder, path, extra, follow_links) {
+            // However a map that names it spells it.
+            Ok(extra) if shards.iter().any(|shard| shard.file == extra.file) => {}
             Ok(extra) => shards.push(extra),
             Err(Error::ShardMissing { .. }) => {}
             Err(error) => return Err(error),
@@ -86,7 +88,7 @@ fn parts_of(folder: &Folder, path: &Path, name: &Path, index: Index, follow_link
 fn part(folder: &Folder, asked_by: &Path, name: &Path, follow_links: bool) -> Result<Part, Error> {
     match folder.resolve(name, follow_links) {
         Ok(file) => Ok(Part { path: c_path(&folder.join(name))?, file }),
-        Err(error) => Err(not_in_folder(error, asked_by, name)),
+        Err(error) => Err(not_in_folder(error, folder, asked_by, name)),
     }
 }
 
@@ -96,21 +98,20 @@ fn read_index(path: &Path, file: &Path) -> Result<Index, Error> {
     let storage = Storage::open(file, options).map_err(refused)?;
     let index_error = |source| Error::Index { path: text(path), source };
     index_len(storage.size()).map_err(index_error)?;
-    let bytes = storage.read(0, storage.size()).map_err(refused)?;
-    // SAFETY: `read` has initialised the buffer, which nobody else knows.
-    Index::parse(unsafe { bytes.as_slice() }).map_err(index_error)
+    let mut scratch = Scratch::default();
+    Index::parse(scratch.read(&storage, 0, storage.size()).map_err(refused)?).map_err(index_error)
 }
 
 fn open_folder(path: &Path) -> Result<Folder, Error> {
     Folder::open(path).map_err(|source| storage_error(path, source))
 }
 
-fn not_in_folder(error: NotInFolder, asked_by: &Path, name: &Path) -> Error {
+fn not_in_folder(error: NotInFolder, folder: &Folder, asked_by: &Path, name: &Path) -> Error {
     let (path, shard) = (text(asked_by), excerpt(&text(name)));
     match error {
         NotInFolder::Missing => Error::ShardMissing { path, shard },
         NotInFolder::Outside(how) => Error::ShardOutside { path, shard, how },
-        NotInFolder::Storage(source) => Error::Storage { path: shard, tensor: None, source },
+        NotInFolder::Storage(source) => storage_error(&folder.join(Path::new(&shard)), source),
     }
 }
 

@@ -30,7 +30,7 @@ pub use resident::{Pinned, Residency};
 
 use crate::format::{Dtype, TensorInfo};
 use crate::residency::Ledger;
-use crate::storage::StorageKind;
+use crate::storage::{ReadAhead, StorageKind};
 use metadata::Metadata;
 use names::Names;
 use neighbours::Neighbours;
@@ -50,6 +50,7 @@ pub struct Checkpoint {
     metadata: Metadata,
     ledger: Ledger,
     neighbours: Neighbours,
+    read_ahead: ReadAhead,
 }
 
 /// Sizes of a checkpoint, and how it was opened.

@@ -30,10 +30,12 @@ impl Names {
     /// The names of several shards, whose hashes were made by `hasher`. Several threads make a part of the table each.
     pub(super) fn of_many(shards: &Shards, hasher: NameHasher, hashes: &[Vec<u64>]) -> Result<Names, Error> {
         let headers: Vec<_> = shards.headers().collect();
-        let workers = workers_for(shards.len() / NAMES_PER_PART)
-            .clamp(1, std::thread::available_parallelism().map_or(1, usize::from));
+        let workers = match shards.len() / NAMES_PER_PART {
+            0 | 1 => 1,
+            parts => workers_for(parts).min(std::thread::available_parallelism().map_or(1, usize::from)),
+        };
         let parts = workers.next_power_of_two();
-        let parts = in_parallel(parts, workers, |part| Ok(Part::new(&headers, hashes, part, parts)))?;
+        let parts = in_parallel(parts, workers, |_: &mut (), part| Ok(Part::new(&headers, hashes, part, parts)))?;
         let duplicate = parts.iter().filter_map(|part| part.as_ref().err()).min_by_key(|error| match error {
             NameTableError::Duplicate { second, .. } => *second,
             NameTableError::NoMemory => 0,
@@ -76,9 +78,9 @@ fn error_of(shards: &Shards, error: NameTableError) -> Error {
                 let error = NameTableError::Duplicate { first: within, second: within };
                 Error::Header { path: shard.path_text(), source: shard.header.name_error(error) }
             }
-            _ => Error::no_memory(0),
+            _ => Error::NoMemory,
         },
-        NameTableError::NoMemory => shards.list().first().map_or(Error::no_memory(0), |shard| shard.no_memory()),
+        NameTableError::NoMemory => Error::NoMemory,
     }
 }
 

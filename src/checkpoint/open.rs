@@ -12,7 +12,7 @@ use super::Checkpoint;
 use crate::error::Error;
 use crate::format::NameHasher;
 use crate::residency::Ledger;
-use crate::storage::{Memory, Storage, StorageError, StorageOptions};
+use crate::storage::{Memory, ReadAhead, Scratch, Storage, StorageError, StorageOptions};
 use std::ffi::CString;
 use std::path::Path;
 
@@ -76,7 +76,8 @@ impl Checkpoint {
     }
 
     fn of_one(path: CString, storage: Storage, options: OpenOptions) -> Result<Checkpoint, Error> {
-        let shards = Shards::new(vec![Shard::open(path, storage)?]);
+        let shard = Shard::open(path, storage, &mut Scratch::default())?;
+        let shards = Shards::new(vec![shard]).ok_or(Error::NoMemory)?;
         let names = Names::of_one(&shards)?;
         Checkpoint::over(shards, names, options)
     }
@@ -84,16 +85,17 @@ impl Checkpoint {
     fn of_parts(parts: &Parts, options: OpenOptions) -> Result<Checkpoint, Error> {
         let workers = workers_for(parts.shards.len());
         let hasher = NameHasher::default();
-        let opened = in_parallel(parts.shards.len(), workers, |number| match parts.shards.get(number) {
-            Some(part) => {
-                let shard = open_part(part, options.storage)?;
-                let hashes = hasher.hashes(&shard.header).ok_or_else(|| shard.no_memory())?;
-                Ok(Some((shard, hashes)))
-            }
-            None => Ok(None),
-        })?;
+        let opened =
+            in_parallel(parts.shards.len(), workers, |scratch: &mut Scratch, number| match parts.shards.get(number) {
+                Some(part) => {
+                    let shard = open_part(part, options.storage, scratch)?;
+                    let hashes = hasher.hashes(&shard.header).ok_or_else(|| shard.no_memory())?;
+                    Ok(Some((shard, hashes)))
+                }
+                None => Ok(None),
+            })?;
         let (shards, hashes): (Vec<_>, Vec<_>) = opened.into_iter().flatten().unzip();
-        let shards = Shards::new(shards);
+        let shards = Shards::new(shards).ok_or(Error::NoMemory)?;
         let names = Names::of_many(&shards, hasher, &hashes)?;
         drop(hashes);
         if let Some((path, index)) = &parts.index {
@@ -103,24 +105,24 @@ impl Checkpoint {
     }
 
     fn over(shards: Shards, names: Names, options: OpenOptions) -> Result<Checkpoint, Error> {
-        let no_memory = || shards.list().first().map_or(Error::no_memory(0), Shard::no_memory);
-        let metadata = Metadata::new(&shards).ok_or_else(no_memory)?;
+        let metadata = Metadata::new(&shards).ok_or(Error::NoMemory)?;
         let ledger = Ledger::new(shards.len(), options.budget);
         let neighbours = Neighbours::new(shards.list().len());
-        let checkpoint = Checkpoint { shards, names, metadata, ledger, neighbours };
+        let read_ahead = ReadAhead::default();
+        let checkpoint = Checkpoint { shards, names, metadata, ledger, neighbours, read_ahead };
         if options.budget > 0 {
             checkpoint.check_not_locked()?;
         }
         for shard in checkpoint.shards.list() {
-            shard.make_resident()?;
+            shard.make_resident(&checkpoint.read_ahead)?;
         }
         Ok(checkpoint)
     }
 }
 
-fn open_part(part: &Part, options: StorageOptions) -> Result<Shard, Error> {
+fn open_part(part: &Part, options: StorageOptions, scratch: &mut Scratch) -> Result<Shard, Error> {
     match Storage::open(&part.file, options) {
-        Ok(storage) => Shard::open(part.path.clone(), storage),
+        Ok(storage) => Shard::open(part.path.clone(), storage, scratch),
         Err(source) => Err(Error::Storage { path: text(&part.path), tensor: None, source }),
     }
 }

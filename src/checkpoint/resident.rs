@@ -142,7 +142,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Asks the system to read tensors into the page cache, in this order, without waiting for them. With a budget, at most as many
+    /// Asks for tensors to be read into the page cache, in this order, by a thread that ends with the checkpoint. With a budget, at most as many
     /// bytes as that: what comes after them in `indices` is left out.
     ///
     /// # Errors
@@ -165,17 +165,17 @@ impl Checkpoint {
             match &mut run {
                 Some((shard, run)) if *shard == tensor.shard() && run.end == bytes.start => run.end = bytes.end,
                 _ => {
-                    self.read_ahead(run.replace((tensor.shard(), bytes)));
+                    self.ask_for(run.replace((tensor.shard(), bytes)));
                 }
             }
         }
-        self.read_ahead(run);
+        self.ask_for(run);
         Ok(())
     }
 
-    fn read_ahead(&self, run: Option<(usize, Range<u64>)>) {
+    fn ask_for(&self, run: Option<(usize, Range<u64>)>) {
         if let Some((shard, bytes)) = run.and_then(|(shard, bytes)| Some((self.shards.list().get(shard)?, bytes))) {
-            shard.storage.read_ahead(bytes);
+            shard.storage.read_ahead(&self.read_ahead, bytes);
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::format::{header_len, Header, HeaderError, PREFIX_LEN};
 use crate::quote::excerpt;
-use crate::storage::{Storage, StorageError};
+use crate::storage::{ReadAhead, Scratch, Storage, StorageError};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -20,8 +20,8 @@ pub(super) struct Shard {
 impl Shard {
     /// Reads and checks the header. It is copied into private memory before it is parsed, so that a file which changes
     /// underneath cannot change what was checked.
-    pub(super) fn open(path: CString, storage: Storage) -> Result<Shard, Error> {
-        match read_header(&storage) {
+    pub(super) fn open(path: CString, storage: Storage, scratch: &mut Scratch) -> Result<Shard, Error> {
+        match read_header(&storage, scratch) {
             Ok(header) => Ok(Shard { path, header, storage }),
             Err(Refused::Header(source)) => Err(Error::Header { path: text(&path), source }),
             Err(Refused::Storage(source)) => Err(Error::Storage { path: text(&path), tensor: None, source }),
@@ -29,8 +29,8 @@ impl Shard {
     }
 
     /// Does what the options ask for once all of the checkpoint has been found true: populates, locks.
-    pub(super) fn make_resident(&self) -> Result<(), Error> {
-        self.storage.make_resident().map_err(|source| self.storage_error(None, source))
+    pub(super) fn make_resident(&self, read_ahead: &ReadAhead) -> Result<(), Error> {
+        self.storage.make_resident(read_ahead).map_err(|source| self.storage_error(None, source))
     }
 
     /// Where the data section starts in the file.
@@ -68,15 +68,12 @@ enum Refused {
     Storage(StorageError),
 }
 
-fn read_header(storage: &Storage) -> Result<Header, Refused> {
+fn read_header(storage: &Storage, scratch: &mut Scratch) -> Result<Header, Refused> {
     let file_len = storage.size();
-    let prefix_len = file_len.min(PREFIX_LEN as u64);
-    let prefix = storage.read(0, prefix_len).map_err(Refused::Storage)?;
-    // SAFETY: `read` has initialised the buffer, which nobody else knows.
-    let header_len = header_len(unsafe { prefix.as_slice() }, file_len).map_err(Refused::Header)?;
-    let text = storage.read(PREFIX_LEN as u64, header_len as u64).map_err(Refused::Storage)?;
-    // SAFETY: as above.
-    let header = Header::parse(unsafe { text.as_slice() }).map_err(Refused::Header)?;
+    let prefix = scratch.read(storage, 0, file_len.min(PREFIX_LEN as u64)).map_err(Refused::Storage)?;
+    let header_len = header_len(prefix, file_len).map_err(Refused::Header)?;
+    let text = scratch.read(storage, PREFIX_LEN as u64, header_len as u64).map_err(Refused::Storage)?;
+    let header = Header::parse(text).map_err(Refused::Header)?;
     header.check_file_len(file_len).map_err(Refused::Header)?;
     Ok(header)
 }

@@ -13,14 +13,16 @@ pub(super) struct Shards {
 }
 
 impl Shards {
-    pub(super) fn new(list: Vec<Shard>) -> Shards {
+    /// `None` if there is no memory.
+    pub(super) fn new(list: Vec<Shard>) -> Option<Shards> {
         let mut len = 0usize;
-        let mut first = Vec::with_capacity(list.len());
+        let mut first = Vec::new();
+        first.try_reserve_exact(list.len()).ok()?;
         for shard in &list {
             first.push(len);
             len += shard.header.len();
         }
-        Shards { list: list.into_boxed_slice(), first: first.into_boxed_slice(), len }
+        Some(Shards { list: list.into_boxed_slice(), first: first.into_boxed_slice(), len })
     }
 
     /// Number of tensors in all shards.

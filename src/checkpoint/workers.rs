@@ -1,55 +1,98 @@
 //! Doing the same to many things on several threads.
 
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
 
-/// Threads that wait for a disk or a network do not need a core each.
-const MOST_WORKERS: usize = 8;
+/// As many threads as cores, but a few even where there is one core, since some will wait for a disk or a network; and not too many,
+/// since each allocates memory, for which all wait on one lock of the kernel's.
+const WORKERS: RangeInclusive<usize> = 4..=16;
+
+/// Rust's own default, for which it would otherwise look into the environment, which another thread of a C program may be changing.
+const STACK_BYTES: usize = 2 * 1024 * 1024;
 
 /// How many threads to give to `tasks` tasks.
 pub(super) fn workers_for(tasks: usize) -> usize {
+    if tasks <= *WORKERS.start() {
+        // To count the cores is to read the files of a control group.
+        return tasks;
+    }
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    tasks.min(cores.max(MOST_WORKERS))
+    tasks.min(cores.clamp(*WORKERS.start(), *WORKERS.end()))
 }
 
 /// Does `task` for each number below `len`, on the calling thread and up to `workers - 1` others, which have ended when this returns.
 /// Gives the outcomes in order, or the failure of the smallest number.
 ///
+/// Each thread has a `S` of its own, for what its tasks can share one after the other.
+///
 /// A thread that cannot be started is done without. After a failure no new task is begun.
-pub(super) fn in_parallel<T: Send, E: Send>(
+pub(super) fn in_parallel<S: Default, T: Send, E: Send>(
     len: usize,
     workers: usize,
-    task: impl Fn(usize) -> Result<T, E> + Sync,
+    task: impl Fn(&mut S, usize) -> Result<T, E> + Sync,
 ) -> Result<Vec<T>, E> {
     if workers <= 1 || len <= 1 {
-        return (0..len).map(task).collect();
+        let mut own = S::default();
+        return (0..len).map(|number| task(&mut own, number)).collect();
     }
     let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || loop {
-        let number = next.fetch_add(1, Ordering::Relaxed);
-        if number >= len {
-            return;
-        }
-        let outcome = task(number);
-        if outcome.is_err() {
-            // Smaller numbers have all been given out, so the first failure is among what will be there.
-            next.store(len, Ordering::Relaxed);
-        }
-        outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..workers {
-            let named = std::thread::Builder::new().name("safetensors_lazy".to_owned());
-            if named.spawn_scoped(scope, work).is_err() {
-                break;
+    let work = || {
+        let mut own = S::default();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= len {
+                return;
             }
+            let outcome = task(&mut own, number);
+            if outcome.is_err() {
+                // Smaller numbers have all been given out, so the first failure is among what will be there.
+                next.store(len, Ordering::Relaxed);
+            }
+            outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
         }
-        work();
-    });
+    };
+    let mut others = Others(Vec::with_capacity(workers));
+    for _ in 1..workers {
+        let thread = Builder::new().name("safetensors_lazy".to_owned()).stack_size(STACK_BYTES);
+        // SAFETY: `others` waits for the thread's end before anything that `work` borrows goes, also if this one panics.
+        match unsafe { thread.spawn_unchecked(work) } {
+            Ok(other) => others.0.push(other),
+            Err(_) => break,
+        }
+    }
+    work();
+    others.join();
     let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
     outcomes.sort_unstable_by_key(|(number, _)| *number);
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+/// Threads that have ended when this is gone.
+///
+/// Not `std::thread::scope`: that waits for their work and not for their end, when they still run code of a library that is perhaps
+/// unloaded next; and it leaves memory behind in the calling thread, which valgrind finds.
+struct Others(Vec<JoinHandle<()>>);
+
+impl Others {
+    /// Panics if one of them has.
+    fn join(mut self) {
+        let panics: Vec<_> = self.0.drain(..).filter_map(|other| other.join().err()).collect();
+        if let Some(panic) = panics.into_iter().next() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        for other in self.0.drain(..) {
+            // It is this thread that has panicked, which is enough.
+            let _ = other.join();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -59,9 +102,9 @@ mod tests {
     #[test]
     fn in_parallel_gives_outcomes_in_order() {
         for workers in [1, 2, 8] {
-            let squares: Result<Vec<usize>, ()> = in_parallel(1000, workers, |n| Ok(n * n));
+            let squares: Result<Vec<usize>, ()> = in_parallel(1000, workers, |_: &mut (), n| Ok(n * n));
             assert!(squares.unwrap().into_iter().eq((0..1000).map(|n| n * n)), "{workers}");
-            assert_eq!(in_parallel(0, workers, |_| Err::<(), ()>(())), Ok(vec![]));
+            assert_eq!(in_parallel(0, workers, |_: &mut (), _| Err::<(), ()>(())), Ok(vec![]));
         }
     }
 
@@ -69,15 +112,34 @@ mod tests {
     fn in_parallel_gives_the_failure_of_the_smallest_number() {
         for workers in [1, 2, 8] {
             let outcome: Result<Vec<()>, usize> =
-                in_parallel(100, workers, |n| if n % 7 == 6 { Err(n) } else { Ok(()) });
+                in_parallel(100, workers, |_: &mut (), n| if n % 7 == 6 { Err(n) } else { Ok(()) });
             assert_eq!(outcome, Err(6), "{workers}");
+        }
+    }
+
+    #[test]
+    fn in_parallel_passes_panics_on() {
+        for panics_at in 0..20 {
+            let ended = AtomicUsize::new(0);
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                in_parallel(20, 4, |_: &mut (), number| {
+                    assert!(number != panics_at, "meant to fail");
+                    ended.fetch_add(1, Ordering::Relaxed);
+                    Ok::<(), ()>(())
+                })
+            }));
+            assert!(outcome.is_err(), "{panics_at}");
+            // Nobody is left who would change it.
+            let at_return = ended.load(Ordering::Relaxed);
+            std::thread::yield_now();
+            assert_eq!(ended.load(Ordering::Relaxed), at_return);
         }
     }
 
     #[test]
     fn in_parallel_runs_at_once() {
         let barrier = std::sync::Barrier::new(4);
-        let outcome: Result<Vec<()>, ()> = in_parallel(4, 4, |_| {
+        let outcome: Result<Vec<()>, ()> = in_parallel(4, 4, |_: &mut (), _| {
             barrier.wait();
             Ok(())
         });
@@ -87,6 +149,6 @@ mod tests {
     #[test]
     fn workers_for_never_gives_more_than_tasks() {
         assert_eq!((workers_for(0), workers_for(1)), (0, 1));
-        assert!(workers_for(1000) >= MOST_WORKERS);
+        assert!(WORKERS.contains(&workers_for(1000)));
     }
 }

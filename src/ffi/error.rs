@@ -265,6 +265,7 @@ fn status_of(error: &Error) -> st_status {
         Error::NoSuchTensor { .. } => ST_ERR_OUT_OF_RANGE,
         Error::BufferTooSmall { .. } => ST_ERR_BUFFER_TOO_SMALL,
         Error::RankTooLarge { .. } | Error::Unsupported { .. } => ST_ERR_UNSUPPORTED,
+        Error::NoMemory => ST_ERR_NO_MEMORY,
         Error::InvalidArgument { .. } => ST_ERR_INVALID_ARGUMENT,
     }
 }

@@ -37,8 +37,10 @@ pub struct st_residency_info {
     pub evictions: u64,
 }
 
-/// Asks the system to read tensors into the page cache, in the order given, without waiting for the bytes. With a budget, at most so many
-/// bytes are asked for; tensors beyond them are left out. Nothing is held, acquired or copied. Over a buffer this does nothing.
+/// Asks for tensors to be read into the page cache, in the order given, and returns at once: a thread of the library's own reads, after what
+/// it was asked for before. It starts with the first call and ends in st_close. With a budget, at most so many bytes are read for a
+/// call; tensors beyond them are left out. This is advice: calls that come much faster than the disk reads are forgotten, and errors
+/// show when the tensors are used. Nothing is held, acquired or copied. Over a buffer this does nothing.
 ///
 /// indices: n indices of tensors; may be NULL if n is 0.
 ///

@@ -1,6 +1,6 @@
 //! Memory of our own for the copies we hold.
 
-use super::StorageError;
+use super::{Storage, StorageError};
 use memmap2::{Advice, MmapMut, MmapRaw};
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
@@ -64,14 +64,10 @@ impl Buffer {
         }
     }
 
-    /// The bytes.
-    ///
-    /// # Safety
-    ///
-    /// Whoever filled the buffer has left all of it initialised, and nobody writes through [`Buffer::start`] as long as the slice lives.
-    pub(crate) unsafe fn as_slice(&self) -> &[u8] {
-        // SAFETY: the memory is ours and `len` bytes long; the rest is the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.start().as_ptr(), self.len) }
+    /// Number of bytes.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// The bytes, for a read to fill.
@@ -79,6 +75,26 @@ impl Buffer {
         // SAFETY: the memory is ours, `len` bytes long, and borrowed mutably as long as the slice; pointers to it are given out only
         // after it has been filled.
         unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr().cast(), self.len) }
+    }
+}
+
+/// Memory to read to, again and again: its pages cost more than what is read.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch(Option<Buffer>);
+
+impl Scratch {
+    /// Reads `len` bytes from `offset` on. They are there until the next read.
+    pub(crate) fn read(&mut self, storage: &Storage, offset: u64, len: u64) -> Result<&[u8], StorageError> {
+        if self.0.as_ref().is_none_or(|buffer| (buffer.len as u64) < len) {
+            // The old one goes first, and a little more room saves the next one.
+            self.0 = None;
+            self.0 = Some(Buffer::new(len.saturating_add(len / 4))?);
+        }
+        let room =
+            self.0.as_mut().and_then(|buffer| buffer.as_uninit_mut().get_mut(..len as usize)).unwrap_or_default();
+        storage.read_exact_at(room, offset)?;
+        // SAFETY: the read has initialised all of `room`, which is borrowed mutably from here on and given out as shared.
+        Ok(unsafe { &*(&raw const *room as *const [u8]) })
     }
 }
 

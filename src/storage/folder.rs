@@ -1,16 +1,18 @@
 //! A folder whose files are named by strangers.
 
 use super::StorageError;
+use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// A folder, as it was named and as it is.
+/// A folder, as it was named.
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    /// Absolute, without symbolic links.
-    real: PathBuf,
+    /// Absolute, without symbolic links. Found out where links are to be judged, and not before: a process may be in a folder to which
+    /// it could not find the way from the root.
+    real: OnceCell<PathBuf>,
 }
 
 /// Why a name does not lead to a file of a folder.
@@ -26,10 +28,30 @@ pub(crate) enum NotInFolder {
 
 impl Folder {
     pub(crate) fn open(path: &Path) -> Result<Folder, StorageError> {
-        // The folder of a bare file name has an empty path.
-        let named = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let real = std::fs::canonicalize(named).map_err(|error| StorageError::io("open", error))?;
-        Ok(Folder { path: path.to_owned(), real })
+        let folder = Folder { path: path.to_owned(), real: OnceCell::new() };
+        std::fs::metadata(folder.named()).map_err(|error| StorageError::io("open", error))?;
+        Ok(folder)
+    }
+
+    /// The path to open it by: that of the folder of a bare file name is empty.
+    fn named(&self) -> &Path {
+        if self.path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &self.path
+        }
+    }
+
+    fn real(&self) -> io::Result<&Path> {
+        match self.real.get() {
+            Some(real) => Ok(real),
+            None => std::fs::canonicalize(self.named()).map(|real| &**self.real.get_or_init(|| real)),
+        }
+    }
+
+    /// The folder's own path, as it was named.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The path of a file, as the caller of the library would write it.
@@ -41,7 +63,7 @@ impl Folder {
     pub(crate) fn names(&self) -> Result<Vec<OsString>, StorageError> {
         let refused = |error| StorageError::io("list", error);
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.real).map_err(refused)? {
+        for entry in std::fs::read_dir(self.named()).map_err(refused)? {
             let name = entry.map_err(refused)?.file_name();
             if !name.as_encoded_bytes().starts_with(b".") {
                 names.push(name);
@@ -51,8 +73,8 @@ impl Folder {
         Ok(names)
     }
 
-    /// Where `name` leads: a path without symbolic links, which lies in the folder or below it. Links may lead out of it only with
-    /// `follow_links`, or into the store of a Hugging Face cache that the folder belongs to.
+    /// Where `name` leads: a path without symbolic links after the folder's own, which lies in the folder or below it. Links may lead
+    /// out of it only with `follow_links`, or into the store of a Hugging Face cache that the folder belongs to.
     pub(crate) fn resolve(&self, name: &Path, follow_links: bool) -> Result<PathBuf, NotInFolder> {
         if name.has_root() {
             return Err(NotInFolder::Outside("is an absolute path"));
@@ -60,28 +82,47 @@ impl Folder {
         if name.components().any(|component| component == Component::ParentDir) {
             return Err(NotInFolder::Outside("leads upwards (..)"));
         }
-        let real = match std::fs::canonicalize(self.real.join(name)) {
-            Ok(real) => real,
-            // A name with a NUL is none that a file can have.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
-                return Err(NotInFolder::Missing)
-            }
-            Err(error) => return Err(NotInFolder::Storage(StorageError::io("open", error))),
-        };
-        match real.starts_with(&self.real) || follow_links || self.has_in_store(&real) {
-            true => Ok(real),
+        if !self.has_links(name)? {
+            return Ok(self.named().join(name));
+        }
+        let folder = self.real()?;
+        let file = std::fs::canonicalize(folder.join(name))?;
+        match file.starts_with(folder) || follow_links || is_in_store(folder, &file) {
+            true => Ok(file),
             false => Err(NotInFolder::Outside("leads out of the folder by a symbolic link")),
         }
     }
 
-    /// Whether a file lies in the store of the Hugging Face cache that this folder belongs to: there `<model>/snapshots/<revision>/`
-    /// is made of links into `<model>/blobs/` (huggingface_hub, "Understand caching").
-    fn has_in_store(&self, file: &Path) -> bool {
-        let is_snapshots = |path: &&Path| path.file_name() == Some(OsStr::new("snapshots"));
-        let snapshots = self.real.ancestors().skip(1).find(is_snapshots);
-        let store = snapshots.and_then(Path::parent).map(|model| model.join("blobs"));
-        store.is_some() && file.parent() == store.as_deref()
+    /// Whether a step on the way from the folder to `name`, which leads only downwards, is a symbolic link.
+    fn has_links(&self, name: &Path) -> io::Result<bool> {
+        let mut at = self.named().to_owned();
+        for step in name.components() {
+            at.push(step);
+            if std::fs::symlink_metadata(&at)?.is_symlink() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
+}
+
+impl From<io::Error> for NotInFolder {
+    fn from(error: io::Error) -> NotInFolder {
+        match error.kind() {
+            // A name with a NUL is none that a file can have.
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => NotInFolder::Missing,
+            _ => NotInFolder::Storage(StorageError::io("open", error)),
+        }
+    }
+}
+
+/// Whether a file lies in the store of the Hugging Face cache that a folder belongs to: there `<model>/snapshots/<revision>/` is made of
+/// links into `<model>/blobs/` (huggingface_hub, "Understand caching").
+fn is_in_store(folder: &Path, file: &Path) -> bool {
+    let is_snapshots = |path: &&Path| path.file_name() == Some(OsStr::new("snapshots"));
+    let snapshots = folder.ancestors().skip(1).find(is_snapshots);
+    let store = snapshots.and_then(Path::parent).map(|model| model.join("blobs"));
+    store.is_some() && file.parent() == store.as_deref()
 }
 
 #[cfg(test)]
@@ -113,8 +154,8 @@ mod tests {
         let folder = Folder::open(&path).unwrap();
         let real = fs::canonicalize(&path).unwrap();
         let resolve = |name: &str| folder.resolve(Path::new(name), false);
-        assert_eq!(resolve("a").unwrap(), real.join("a"));
-        assert_eq!(resolve("./sub/b").unwrap(), real.join("sub/b"));
+        assert_eq!(resolve("a").unwrap(), path.join("a"));
+        assert_eq!(resolve("./sub/b").unwrap(), path.join("sub/b"));
         assert_eq!(resolve("inside").unwrap(), real.join("sub/b"));
         for name in ["absent", "dangling", "a\0", "sub/absent"] {
             assert!(matches!(resolve(name), Err(NotInFolder::Missing)), "{name}");

@@ -11,11 +11,13 @@ mod mapping;
 mod memory;
 mod pages;
 mod pread;
+mod read_ahead;
 
-pub(crate) use buffer::Buffer;
+pub(crate) use buffer::{Buffer, Scratch};
 pub use error::StorageError;
 pub(crate) use folder::{Folder, NotInFolder};
 pub use memory::Memory;
+pub(crate) use read_ahead::ReadAhead;
 
 use fs::FileSystem;
 use mapping::Mapping;
@@ -107,16 +109,17 @@ impl Storage {
         }
     }
 
-    /// Does what the options ask for once the header has been found true: populates, locks.
+    /// Does what the options ask for once the header has been found true: populates, locks. Without a mapping, populating is left to
+    /// `read_ahead`.
     ///
     /// # Errors
     ///
     /// [`StorageError`]: pages could not be read or locked.
-    pub fn make_resident(&self) -> Result<(), StorageError> {
+    pub(crate) fn make_resident(&self, read_ahead: &ReadAhead) -> Result<(), StorageError> {
         if self.options.populate {
             match &self.bytes {
                 Bytes::Mapped(reader, mapping) => mapping.populate(reader)?,
-                Bytes::Read(reader) => reader.read_ahead(0..reader.len()),
+                Bytes::Read(reader) => read_ahead.ask(reader.file(), 0..reader.len()),
                 Bytes::Memory(_) => {}
             }
         }
@@ -174,10 +177,10 @@ impl Storage {
         Ok(buffer)
     }
 
-    /// Asks the system to read `bytes` into the page cache, without waiting for them. Only advice.
-    pub fn read_ahead(&self, bytes: Range<u64>) {
+    /// Asks for `bytes` to be read into the page cache, without waiting for them. Only advice.
+    pub(crate) fn read_ahead(&self, by: &ReadAhead, bytes: Range<u64>) {
         match &self.bytes {
-            Bytes::Mapped(reader, _) | Bytes::Read(reader) => reader.read_ahead(bytes),
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => by.ask(reader.file(), bytes),
             Bytes::Memory(_) => {}
         }
     }

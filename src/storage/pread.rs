@@ -8,11 +8,12 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 /// A regular file, open for reading, and its size at that moment.
 #[derive(Debug)]
 pub(super) struct Reader {
-    file: File,
+    file: Arc<File>,
     len: u64,
 }
 
@@ -32,10 +33,10 @@ impl Reader {
         .map_err(refused)?;
         let metadata = file.metadata().map_err(refused)?;
         check_type(metadata.file_type())?;
-        Ok(Reader { len: metadata.len(), file })
+        Ok(Reader { len: metadata.len(), file: Arc::new(file) })
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &Arc<File> {
         &self.file
     }
 
@@ -74,25 +75,16 @@ impl Reader {
         Ok(())
     }
 
-    /// Asks for bytes to be read into the page cache.
-    pub(super) fn read_ahead(&self, bytes: Range<u64>) {
-        self.advise(bytes, libc::POSIX_FADV_WILLNEED);
-    }
-
-    /// Asks for bytes to leave the page cache. Pages that a process has mapped stay.
+    /// Asks for bytes to leave the page cache. Pages that a process has mapped stay. Only advice: a system that refuses loses
+    /// memory, not data.
     pub(super) fn drop_cached(&self, bytes: Range<u64>) {
-        self.advise(bytes, libc::POSIX_FADV_DONTNEED);
-    }
-
-    /// Only advice: a system that refuses loses time, not data.
-    fn advise(&self, bytes: Range<u64>, advice: i32) {
         let len = bytes.end.saturating_sub(bytes.start);
         // A length of 0 would mean to the end of the file.
         let (Ok(start), Ok(len @ 1..)) = (libc::off64_t::try_from(bytes.start), libc::off64_t::try_from(len)) else {
             return;
         };
         // SAFETY: the descriptor is open; the call touches no memory of ours.
-        unsafe { libc::posix_fadvise64(self.file.as_raw_fd(), start, len, advice) };
+        unsafe { libc::posix_fadvise64(self.file.as_raw_fd(), start, len, libc::POSIX_FADV_DONTNEED) };
     }
 }
 

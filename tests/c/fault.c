@@ -10,7 +10,9 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -19,7 +21,7 @@
 
 /* What the next calls do. All zero: what the system does. */
 static struct faults {
-    int pread_calls;       /* counted here */
+    atomic_int pread_calls; /* counted here: shards are opened by several threads */
     int pread_fails_at;    /* this call, counted from 1, fails with EIO */
     int pread_interrupted; /* so many calls are interrupted before one gets through, again and again */
     size_t pread_at_most;  /* a call gives no more bytes than this */
@@ -28,11 +30,16 @@ static struct faults {
     bool populate_unknown; /* as in Linux before 5.14 */
     int open_would_block;  /* opens that may not wait fail, as for a file with a lease; counted here */
     bool leased;
+    atomic_int open_calls; /* counted here */
+    int open_fails_at;     /* this call fails with EMFILE */
+    atomic_int threads;    /* counted here */
+    int no_thread_from;    /* from this call on, no thread can be started */
+    atomic_int joined;     /* threads waited for, counted here */
     long file_system;      /* f_type that fstatfs gives */
-    int mapped;            /* files mapped, counted here */
+    atomic_int mapped;     /* files mapped, counted here */
 } faults;
 
-static int interruptions;
+static _Thread_local int interruptions;
 
 /* The system's own definition of a call. */
 static void *real(const char *name) {
@@ -50,12 +57,12 @@ ssize_t pread64(int fd, void *dst, size_t len, off64_t offset) {
         return -1;
     }
     interruptions = 0;
-    faults.pread_calls++;
-    if (faults.pread_calls == faults.pread_fails_at) {
+    const int call = ++faults.pread_calls;
+    if (call == faults.pread_fails_at) {
         errno = EIO;
         return -1;
     }
-    if (faults.pread_ends_at && faults.pread_calls >= faults.pread_ends_at)
+    if (faults.pread_ends_at && call >= faults.pread_ends_at)
         return 0;
     return next(fd, dst, faults.pread_at_most && faults.pread_at_most < len ? faults.pread_at_most : len, offset);
 }
@@ -90,6 +97,11 @@ int open64(const char *path, int flags, ...) {
         errno = EWOULDBLOCK;
         return -1;
     }
+    /* Not what threads look into to see how many of them are worth it. */
+    if (strncmp(path, "/proc/", 6) != 0 && strncmp(path, "/sys/", 5) != 0 && ++faults.open_calls == faults.open_fails_at) {
+        errno = EMFILE;
+        return -1;
+    }
     va_list rest;
     va_start(rest, flags);
     mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0;
@@ -104,6 +116,30 @@ int fstatfs(int fd, struct statfs *out) {
     if (result == 0 && faults.file_system)
         out->f_type = faults.file_system;
     return result;
+}
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument) {
+    int (*next)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+    *(void **)&next = real("pthread_create");
+    if (++faults.threads >= faults.no_thread_from && faults.no_thread_from)
+        return EAGAIN;
+    return next(thread, attributes, run, argument);
+}
+
+int pthread_join(pthread_t thread, void **result) {
+    int (*next)(pthread_t, void **);
+    *(void **)&next = real("pthread_join");
+    faults.joined++;
+    return next(thread, result);
+}
+
+static atomic_int environment_reads;
+
+char *getenv(const char *name) {
+    char *(*next)(const char *);
+    *(void **)&next = real("getenv");
+    environment_reads++;
+    return next(name);
 }
 
 static void no_faults(void) {
@@ -298,6 +334,98 @@ static void open_waits_for_a_lease(void) {
     no_faults();
 }
 
+static void sharded_is_right(st_checkpoint *checkpoint) {
+    CHECK(st_len(checkpoint) == SHARDED_LEN);
+    for (size_t i = 0; i < SHARDED_LEN; i++) {
+        const void *data;
+        OK(st_tensor_ptr(checkpoint, i, &data, NULL, &err));
+        CHECK(fixture_is(data, fixture_sharded[i].at, fixture_sharded[i].nbytes));
+    }
+    st_close(checkpoint);
+}
+
+/* Opens with the call failing, for each call, until none does; gives how many there were. */
+static int each_failing(const char *path, int *fails_at, int os_error) {
+    const int files = open_files();
+    for (int n = 1;; n++) {
+        no_faults();
+        *fails_at = n;
+        st_checkpoint *checkpoint = (st_checkpoint *)&faults;
+        const st_status status = st_open(path, NULL, &checkpoint, &err);
+        no_faults();
+        if (status == ST_OK) {
+            sharded_is_right(checkpoint);
+            return n - 1;
+        }
+        CHECK(status == ST_ERR_IO && err.status == ST_ERR_IO && err.os_error == os_error && !checkpoint);
+        SAYS("\"");
+        CHECK(open_files() == files);
+    }
+}
+
+static void shards_with_each_call_failing(void) {
+    const char *folder = fixture_write_sharded("each", 1);
+    /* The index, and of each shard the length and the header. */
+    CHECK(each_failing(folder, &faults.pread_fails_at, EIO) == 1 + 2 * SHARDS);
+    CHECK(each_failing(folder, &faults.open_fails_at, EMFILE) == 1 + SHARDS);
+}
+
+static void shards_without_threads(void) {
+    const char *folder = fixture_write_sharded("alone", 1);
+    for (int from = 1; from <= SHARDS; from++) {
+        no_faults();
+        faults.no_thread_from = from;
+        st_checkpoint *checkpoint;
+        OK(st_open(folder, NULL, &checkpoint, &err));
+        /* One that cannot be had is enough to stop asking. */
+        CHECK(faults.threads == (from < SHARDS ? from : SHARDS - 1));
+        sharded_is_right(checkpoint);
+    }
+    no_faults();
+}
+
+static void shards_of_which_one_is_not_mapped_are_read(void) {
+    const char *folder = fixture_write_sharded("mapped", 1);
+    no_faults();
+    faults.mmap_not_shared = faults.mmap_not_private = true;
+    st_checkpoint *checkpoint;
+    OK(st_open(folder, NULL, &checkpoint, &err));
+    CHECK(storage_of(checkpoint) == ST_STORAGE_READ);
+    sharded_is_right(checkpoint);
+    no_faults();
+}
+
+/* Not left to end by themselves: the program may go on to fork, or to unload the library. */
+static void threads_have_ended_when_open_returns(void) {
+    const char *folder = fixture_write_sharded("ended", 1);
+    const char *damaged = fixture_write_sharded("damaged", 1);
+    CHECK(truncate(fixture_path_in("damaged", fixture_shards[1]), 3) == 0);
+    no_faults();
+    st_checkpoint *checkpoint;
+    OK(st_open(folder, NULL, &checkpoint, &err));
+    CHECK(faults.threads == SHARDS - 1 && faults.joined == SHARDS - 1);
+    sharded_is_right(checkpoint);
+    no_faults();
+    FAILS(ST_ERR_HEADER_TOO_SMALL, st_open(damaged, NULL, &checkpoint, &err));
+    CHECK(faults.threads == SHARDS - 1 && faults.joined == SHARDS - 1);
+    no_faults();
+}
+
+/* Another thread of the program may be changing it. */
+static void environment_is_not_read(void) {
+    const char *folder = fixture_write_sharded("environment", 1);
+    st_checkpoint *checkpoint;
+    environment_reads = 0;
+    OK(st_open(folder, NULL, &checkpoint, &err));
+    sharded_is_right(checkpoint);
+    st_open_options options = ST_OPEN_OPTIONS_INIT;
+    options.storage = ST_STORAGE_READ;
+    options.flags = ST_OPEN_POPULATE;
+    OK(st_open(folder, &options, &checkpoint, &err));
+    sharded_is_right(checkpoint);
+    CHECK(environment_reads == 0);
+}
+
 static const test_case cases[] = {
     CASE(pread_in_small_pieces_and_interrupted),
     CASE(open_with_each_pread_failing),
@@ -309,5 +437,10 @@ static const test_case cases[] = {
     CASE(copy_without_memory),
     CASE(populate_on_an_old_kernel),
     CASE(open_waits_for_a_lease),
+    CASE(shards_with_each_call_failing),
+    CASE(shards_without_threads),
+    CASE(shards_of_which_one_is_not_mapped_are_read),
+    CASE(threads_have_ended_when_open_returns),
+    CASE(environment_is_not_read),
 };
 TEST_MAIN(cases)

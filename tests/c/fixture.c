@@ -3,6 +3,7 @@
 #include "fixture.h"
 #include "test.h"
 
+#include <errno.h>
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,17 @@ static const fixture_tensor sample_tensors[SAMPLE_LEN] = {
 const fixture fixture_sample = {sample_tensors, SAMPLE_LEN, "{\"format\":\"pt\",\"made by\":\"tests\"}", 0};
 
 const int32_t fixture_storages[4] = {ST_STORAGE_AUTO, ST_STORAGE_MMAP, ST_STORAGE_READ, ST_STORAGE_MEMORY};
+
+const fixture_part fixture_sharded[SHARDED_LEN] = {
+    {"embed", 0, 0, 16384}, {"norm", 0, 16384, 10}, {"one", 1, 16394, 1}, {"three", 1, 16395, 12}, {"head", 2, 16407, 8192},
+};
+enum { SHARDED_SIZE = 16407 + 8192 };
+const char *const fixture_shards[SHARDS] = {
+    "model-00001-of-00003.safetensors",
+    "model-00002-of-00003.safetensors",
+    "model-00003-of-00003.safetensors",
+};
+const char fixture_index[] = "model.safetensors.index.json";
 
 enum { PERIOD = 251 };
 
@@ -42,7 +54,7 @@ static void clean_up(void) {
 }
 
 const char *fixture_path(const char *name) {
-    static char paths[8][512];
+    static char paths[32][512];
     static unsigned next;
     if (!folder[0]) {
         const char *parent = test_setting("TMPDIR");
@@ -53,7 +65,7 @@ const char *fixture_path(const char *name) {
         owner = getpid();
         atexit(clean_up);
     }
-    char *path = paths[next++ % 8];
+    char *path = paths[next++ % LEN(paths)];
     CHECK(snprintf(path, sizeof(paths[0]), "%s/%s", folder, name) < (int)sizeof(paths[0]));
     return path;
 }
@@ -141,12 +153,51 @@ void fixture_write_bytes(const char *path, const void *bytes, size_t len) {
     CHECK(fclose(file) == 0);
 }
 
-const char *fixture_write(const char *name, const fixture *fixture) {
-    const char *path = fixture_path(name);
+static void write_fixture(const char *path, const fixture *fixture) {
     size_t len;
     unsigned char *bytes = fixture_bytes(fixture, &len);
     fixture_write_bytes(path, bytes, len);
     free(bytes);
+}
+
+const char *fixture_write(const char *name, const fixture *fixture) {
+    const char *path = fixture_path(name);
+    write_fixture(path, fixture);
+    return path;
+}
+
+const char *fixture_path_in(const char *folder, const char *name) {
+    char path[256];
+    CHECK(snprintf(path, sizeof(path), "%s/%s", folder, name) < (int)sizeof(path));
+    return fixture_path(path);
+}
+
+const char *fixture_write_sharded(const char *folder, int with_index) {
+    static unsigned char run[SHARDED_SIZE];
+    fill(run, 0, sizeof(run));
+    const fixture_part *part = fixture_sharded;
+    const fixture_tensor first[] = {{"embed", "F32", "[64,64]", part[0].nbytes, run + part[0].at},
+                                    {"norm", "BF16", "[5]", part[1].nbytes, run + part[1].at}};
+    /* After one byte the next tensor is not aligned. */
+    const fixture_tensor second[] = {{"one", "U8", "[1]", part[2].nbytes, run + part[2].at},
+                                     {"three", "I32", "[3]", part[3].nbytes, run + part[3].at}};
+    const fixture_tensor third[] = {{"head", "F64", "[32,32]", part[4].nbytes, run + part[4].at}};
+    const fixture shards[SHARDS] = {{first, 2, "{\"format\":\"pt\",\"part\":\"1\"}", 0},
+                                    {second, 2, "{\"part\":\"2\",\"format\":\"pt\"}", 0},
+                                    {third, 1, "{\"last\":\"yes\",\"part\":\"3\"}", 0}};
+    const char *path = fixture_path(folder);
+    CHECK(mkdir(path, 0755) == 0 || errno == EEXIST);
+    for (size_t i = 0; i < SHARDS; i++)
+        write_fixture(fixture_path_in(folder, fixture_shards[i]), &shards[i]);
+    if (!with_index)
+        return path;
+    FILE *index = fopen(fixture_path_in(folder, fixture_index), "w");
+    CHECK(index);
+    fprintf(index, "{\"metadata\":{\"total_size\":%d},\"weight_map\":{", SHARDED_SIZE);
+    for (size_t i = 0; i < SHARDED_LEN; i++)
+        fprintf(index, "%s\"%s\":\"%s\"", i ? "," : "", part[i].name, fixture_shards[part[i].shard]);
+    fprintf(index, "}}");
+    CHECK(fclose(index) == 0);
     return path;
 }
 

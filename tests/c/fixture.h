@@ -41,7 +41,7 @@ int fixture_is(const void *bytes, size_t i, size_t len);
 /* The bytes of the file, to be freed. */
 unsigned char *fixture_bytes(const fixture *fixture, size_t *len);
 
-/* A path in the temporary folder. Valid until the eighth call after this one. */
+/* A path in the temporary folder. Valid until the 32nd call after this one. */
 const char *fixture_path(const char *name);
 
 /* Writes a file into the temporary folder, and gives its path. */
@@ -50,6 +50,28 @@ void fixture_write_bytes(const char *path, const void *bytes, size_t len);
 
 /* Opens a fixture: as a file, or for ST_STORAGE_MEMORY as a buffer that lives until the program ends. */
 st_checkpoint *fixture_open(const fixture *fixture, int32_t storage, uint32_t flags);
+
+/*
+ * The sharded sample: tensors cut from one run of bytes and dealt to three shards, in the order of their indices. The shards' metadata
+ * has 3 keys, for one of which the later shards have other values.
+ */
+typedef struct fixture_part {
+    const char *name;
+    size_t shard, at, nbytes;
+} fixture_part;
+enum { SHARDED_EMBED, SHARDED_NORM, SHARDED_ONE, SHARDED_THREE, SHARDED_HEAD, SHARDED_LEN, SHARDS = 3, SHARDED_CONFLICTS = 2 };
+extern const fixture_part fixture_sharded[SHARDED_LEN];
+extern const char *const fixture_shards[SHARDS];
+extern const char fixture_index[];
+
+/*
+ * Writes the sharded sample into a folder in the temporary one, which is made if it is not there, and gives its path. The index is
+ * called fixture_index.
+ */
+const char *fixture_write_sharded(const char *folder, int with_index);
+
+/* As fixture_path, for a file in a folder in the temporary one. */
+const char *fixture_path_in(const char *folder, const char *name);
 
 /* The four storages. */
 extern const int32_t fixture_storages[4];

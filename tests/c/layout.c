@@ -18,10 +18,11 @@ AT(st_error, status, 0);
 AT(st_error, os_error, 4);
 AT(st_error, message, 8);
 
-SIZE(st_open_options, 16);
+SIZE(st_open_options, 24);
 AT(st_open_options, struct_size, 0);
 AT(st_open_options, storage, 8);
 AT(st_open_options, flags, 12);
+AT(st_open_options, budget, 16);
 
 SIZE(st_tensor, 64);
 AT(st_tensor, name, 0);

@@ -133,7 +133,8 @@ static void file_as_folder(void) {
 }
 
 static void empty_folder(void) {
-    refuses(ST_ERR_FOLDER_EMPTY, fixture_path(""));
+    CHECK(mkdir(fixture_path("empty"), 0755) == 0);
+    refuses(ST_ERR_FOLDER_EMPTY, fixture_path("empty"));
     SAYS("no .safetensors file");
     refuses(ST_ERR_FOLDER_EMPTY, "/");
 }

@@ -16,6 +16,12 @@ void VIEWS(const st::Tensor &tensor) {
     CHECK(first.shape()[0] == 2 && second.shape()[0] == 4 && second.data<float>().size() == 20);
     THROWS(ST_ERR_UNSUPPORTED, "weight", second.data<double>());
     THROWS(ST_ERR_OUT_OF_RANGE, "weight", first.at<float>({2, 0}));
+    const st::Slice rows = tensor.shard(0, 1, 2);
+    CHECK(rows.shape()[0] == 2 && rows.read<float>().size() == 10);
+    THROWS(ST_ERR_OUT_OF_RANGE, "weight", tensor.shard(2, 0, 1));
+    const st::Pin pin = tensor.pin();
+    CHECK(pin.view(rows.ranges()).data() == rows.view().data());
+    THROWS(ST_ERR_UNSUPPORTED, "weight", pin.data<double>());
 }
 
 #if _GLIBCXX_USE_CXX11_ABI

@@ -1,7 +1,10 @@
 #include "throws.hpp"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
 #include <string>
+#include <sys/stat.h>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -24,10 +27,112 @@ static void opens_with_every_storage() {
 
 static void refuses_with_the_status_of_c() {
     THROWS(ST_ERR_IO, "/nonexistent/file", st::Checkpoint("/nonexistent/file"));
-    THROWS(ST_ERR_NOT_A_FILE, "directory", st::Checkpoint("/"));
+    THROWS(ST_ERR_NOT_A_FILE, "/dev/null", st::Checkpoint("/dev/null"));
     THROWS(ST_ERR_INVALID_ARGUMENT, "", open_sample({99, 0}));
     THROWS(ST_ERR_INVALID_ARGUMENT, "", open_sample({ST_STORAGE_AUTO, 1u << 20}));
     THROWS(ST_ERR_HEADER_TOO_SMALL, "", st::Checkpoint::from_buffer(nullptr, 0));
+}
+
+static void open_is_the_constructor() {
+    const char *path = fixture_write("sample.safetensors", &fixture_sample);
+    CHECK(st::Checkpoint::open(path).size() == SAMPLE_LEN);
+    const st::Checkpoint read = st::Checkpoint::open(path, {ST_STORAGE_READ, 0, 1000});
+    CHECK(read.info().storage == ST_STORAGE_READ && read.residency().budget == 1000);
+    THROWS(ST_ERR_IO, "/nonexistent/file", st::Checkpoint::open("/nonexistent/file"));
+}
+
+/* A folder of two shards: "a.0" and "b.1", "a.1" and "b.0". */
+static const char *write_shards() {
+    static const float numbers[] = {0, 1, 2, 3, 4, 5};
+    static const fixture_tensor first[] = {{"b.1", "F32", "[2]", 8, numbers}, {"a.0", "F32", "[3,2]", 24, numbers}};
+    static const fixture_tensor second[] = {{"a.1", "F32", "[2]", 8, numbers + 1}, {"b.0", "F32", "[2]", 8, numbers + 2}};
+    const fixture one = {first, LEN(first), nullptr, 0}, two = {second, LEN(second), nullptr, 0};
+    const char *folder = fixture_path("shards");
+    CHECK(mkdir(folder, 0755) == 0 || errno == EEXIST);
+    fixture_write("shards/model-00001-of-00002.safetensors", &one);
+    fixture_write("shards/model-00002-of-00002.safetensors", &two);
+    return folder;
+}
+
+static void opens_folders() {
+    const char *folder = write_shards();
+    const st::Checkpoint checkpoint(folder);
+    CHECK(checkpoint.shards() == 2 && checkpoint.size() == 4 && checkpoint["b.0"].shard() == 1);
+    CHECK(checkpoint.shard_path(1) == std::string(folder) + "/model-00002-of-00002.safetensors");
+    const char *empty = fixture_path("empty");
+    CHECK(mkdir(empty, 0755) == 0);
+    THROWS(ST_ERR_FOLDER_EMPTY, "", st::Checkpoint(empty));
+    CHECK(remove(fixture_path("shards/model-00001-of-00002.safetensors")) == 0);
+    THROWS(ST_ERR_SHARD_MISSING, "model-00001-of-00002.safetensors", st::Checkpoint(folder));
+}
+
+static void finds_prefixes_over_shards() {
+    const st::Checkpoint checkpoint(write_shards());
+    std::vector<std::string> names;
+    std::vector<std::size_t> shards;
+    for (st::Tensor tensor : checkpoint.prefix("a.")) {
+        names.emplace_back(tensor.name());
+        shards.push_back(tensor.shard());
+        CHECK(tensor.data<float>()[1] == (tensor.shard() ? 2 : 1));
+    }
+    CHECK((names == std::vector<std::string>{"a.0", "a.1"}) && (shards == std::vector<std::size_t>{0, 1}));
+    CHECK(checkpoint.prefix("b").size() == 2 && (*checkpoint.prefix("b").begin()).name() == "b.0");
+    CHECK(checkpoint.prefix("").size() == 4 && checkpoint.prefix("c").empty());
+    checkpoint.prefetch(checkpoint.prefix("a."));
+    checkpoint.evict(checkpoint.prefix("b."));
+    CHECK(checkpoint.prefix("b.").begin() != checkpoint.prefix("b.").end());
+}
+
+static void budget_is_kept_and_changed() {
+    const st::Checkpoint checkpoint = open_sample({ST_STORAGE_READ, 0, 90});
+    CHECK(checkpoint.residency().budget == 90);
+    checkpoint["weight"].pin();
+    checkpoint["bias"].pin();
+    CHECK(checkpoint.residency().charged_bytes == 90 && checkpoint.residency().evictions == 0);
+    checkpoint["odd"].pin();
+    CHECK(checkpoint.residency().charged_bytes == 22 && checkpoint["weight"].residency().evictions == 1);
+    THROWS(ST_ERR_BUDGET, "80", (checkpoint.set_budget(79), checkpoint["weight"].pin()));
+    checkpoint.share().set_budget(11);
+    CHECK(checkpoint.residency().budget == 11 && checkpoint.residency().charged_bytes == 0);
+    checkpoint.set_budget(0);
+    CHECK(checkpoint["weight"].pin().nbytes() == 80 && checkpoint.residency().budget == 0);
+}
+
+static void prefetches_ranges() {
+    const st::Checkpoint checkpoint = open_sample(), other = open_sample();
+    checkpoint.prefetch(checkpoint);
+    checkpoint.prefetch(checkpoint.tensors());
+    checkpoint.prefetch(std::vector<std::size_t>{SAMPLE_ODD, SAMPLE_WEIGHT});
+    checkpoint.prefetch(std::vector<st::Tensor>{checkpoint["bias"], checkpoint["empty"]});
+    checkpoint.share().prefetch(checkpoint.tensors());
+    const std::size_t first[] = {0};
+    checkpoint.prefetch(first);
+    checkpoint.prefetch(std::vector<std::size_t>());
+    THROWS(ST_ERR_OUT_OF_RANGE, "6", checkpoint.prefetch(std::vector<std::size_t>{0, SAMPLE_LEN}));
+    THROWS(ST_ERR_INVALID_ARGUMENT, "\"weight\"", checkpoint.prefetch(other));
+    CHECK(checkpoint.residency().charged_bytes == 0);
+}
+
+static void evicts_ranges() {
+    const st::Checkpoint checkpoint = open_sample({ST_STORAGE_READ, 0}), other = open_sample();
+    for (st::Tensor tensor : checkpoint)
+        tensor.pin();
+    CHECK(checkpoint.residency().charged_bytes == SAMPLE_DATA_SIZE);
+    checkpoint.evict(checkpoint.prefix("b"));
+    CHECK(checkpoint.residency().charged_bytes == SAMPLE_DATA_SIZE - 11);
+    checkpoint.evict(std::vector<std::size_t>{SAMPLE_WEIGHT}, ST_EVICT_PAGE_CACHE);
+    CHECK(checkpoint.residency().charged_bytes == SAMPLE_DATA_SIZE - 91);
+    THROWS(ST_ERR_OUT_OF_RANGE, "6", checkpoint.evict(std::vector<std::size_t>{SAMPLE_LEN}));
+    THROWS(ST_ERR_INVALID_ARGUMENT, "\"weight\"", checkpoint.evict(other));
+    THROWS(ST_ERR_INVALID_ARGUMENT, "", checkpoint.evict_all(1u << 20));
+    {
+        const st::Pin pin = checkpoint["odd"].pin();
+        THROWS(ST_ERR_IN_USE, "\"odd\"", checkpoint.evict(checkpoint));
+        checkpoint.evict_all();
+        CHECK(checkpoint.residency().charged_bytes == SAMPLE_ODD_SIZE);
+    }
+    checkpoint.evict_all(ST_EVICT_PAGE_CACHE);
+    CHECK(checkpoint.residency().charged_bytes == 0 && checkpoint.residency().copied_bytes == 0);
 }
 
 static void from_buffer() {
@@ -66,11 +171,14 @@ static void moved_from_is_empty() {
     THROWS(ST_ERR_INVALID_ARGUMENT, "weight", first["weight"]);
     THROWS(ST_ERR_INVALID_ARGUMENT, "weight", first.find("weight"));
     CHECK(first.share().get() == nullptr);
+    THROWS(ST_ERR_INVALID_ARGUMENT, "", first.residency());
+    THROWS(ST_ERR_INVALID_ARGUMENT, "", first.set_budget(1));
+    THROWS(ST_ERR_INVALID_ARGUMENT, "", first.evict_all());
+    THROWS(ST_ERR_INVALID_ARGUMENT, "", first.prefetch(std::vector<std::size_t>()));
 }
 
 /* What a temporary checkpoint would take with it cannot be asked of one. */
-template <class C, class = void> struct can_be_asked : std::false_type {};
-template <class C> struct can_be_asked<C, std::void_t<decltype(std::declval<C>()["weight"])>> : std::true_type {};
+COMPILES(can_be_asked, std::declval<X>()["weight"]);
 
 static void temporaries_give_nothing_that_would_dangle() {
     static_assert(can_be_asked<st::Checkpoint &>::value && can_be_asked<const st::Checkpoint &>::value, "");
@@ -149,6 +257,12 @@ static void tells_metadata() {
 static const test_case cases[] = {
     CASE(opens_with_every_storage),
     CASE(refuses_with_the_status_of_c),
+    CASE(open_is_the_constructor),
+    CASE(opens_folders),
+    CASE(finds_prefixes_over_shards),
+    CASE(budget_is_kept_and_changed),
+    CASE(prefetches_ranges),
+    CASE(evicts_ranges),
     CASE(from_buffer),
     CASE(moves),
     CASE(moved_from_is_empty),

@@ -110,6 +110,21 @@ static void read_copies() {
     THROWS(ST_ERR_OUT_OF_RANGE, "dimension 0", checkpoint["weight"].read(bytes.data(), 80, {{0, 5}}));
 }
 
+static void residency_and_evict() {
+    const st::Checkpoint checkpoint = open_sample({ST_STORAGE_READ, 0, 1000});
+    const st::Tensor weight = checkpoint["weight"], odd = checkpoint["odd"];
+    CHECK(weight.residency().charged_bytes == 0 && weight.residency().budget == 1000);
+    weight.pin();
+    CHECK(weight.residency().charged_bytes == SAMPLE_WEIGHT_SIZE && weight.residency().misses == 1);
+    weight.evict();
+    CHECK(weight.residency().charged_bytes == 0 && weight.residency().evictions == 1);
+    weight.evict(ST_EVICT_PAGE_CACHE);
+    THROWS(ST_ERR_INVALID_ARGUMENT, "", weight.evict(1u << 20));
+    /* What has been pointed to in a copy stays. */
+    CHECK(fixture_is(odd.data(), SAMPLE_ODD_AT, SAMPLE_ODD_SIZE) && odd.residency().in_use_bytes == SAMPLE_ODD_SIZE);
+    THROWS(ST_ERR_IN_USE, "\"odd\"", odd.evict());
+}
+
 static void dlpack_is_owned_by_the_caller() {
     DLManagedTensorVersioned *managed;
     DLManagedTensor *old;
@@ -135,6 +150,7 @@ static const test_case cases[] = {
     CASE(bytes_are_all_bytes),
     CASE(mutable_data_needs_copy_on_write),
     CASE(read_copies),
+    CASE(residency_and_evict),
     CASE(dlpack_is_owned_by_the_caller),
 };
 

@@ -6,6 +6,8 @@
 
 #include <cstdio>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "../c/fixture.h"
 #include "../c/test.h"
@@ -32,8 +34,14 @@ inline st::Checkpoint open_sample(st::OpenOptions options = {}) {
     return st::Checkpoint(fixture_write("sample.safetensors", &fixture_sample), options);
 }
 
-inline st::Checkpoint open_fixture(const fixture &file) {
-    return st::Checkpoint(fixture_write("fixture.safetensors", &file));
+inline st::Checkpoint open_fixture(const fixture &file, st::OpenOptions options = {}) {
+    return st::Checkpoint(fixture_write("fixture.safetensors", &file), options);
 }
+
+// Whether an expression compiles for an object of type X, such as a temporary, from which nothing may be had that would dangle:
+// COMPILES(name, std::declval<X>().data()) defines name<X>::value.
+#define COMPILES(name, expression) \
+    template <class X, class = void> struct name : std::false_type {}; \
+    template <class X> struct name<X, std::void_t<decltype(expression)>> : std::true_type {}
 
 #endif

@@ -4,6 +4,16 @@ static const float numbers[] = {0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23};
 static const fixture_tensor tensors[] = {{"m", "F32", "[3,4]", sizeof(numbers), numbers}, {"s", "F32", "[]", 4, numbers + 6}};
 static const fixture matrix = {tensors, LEN(tensors), nullptr, 0};
 
+/* Shape and strides lie in the view; the elements do not. */
+COMPILES(has_shape, std::declval<X>().shape());
+COMPILES(has_strides, std::declval<X>().strides());
+COMPILES(has_c_view, std::declval<X>().c_view());
+COMPILES(has_data, std::declval<X>().template data<float>());
+static_assert(has_shape<const st::View &>::value && !has_shape<st::View>::value, "");
+static_assert(has_strides<const st::View &>::value && !has_strides<st::View>::value, "");
+static_assert(has_c_view<const st::View &>::value && !has_c_view<st::View>::value, "");
+static_assert(has_data<const st::View &>::value && has_data<st::View>::value, "");
+
 static void of_the_whole() {
     const st::Checkpoint checkpoint = open_fixture(matrix);
     const st::View view = checkpoint["m"].view();
@@ -26,6 +36,16 @@ static void of_columns_is_strided() {
     CHECK(!columns.contiguous() && columns.shape()[1] == 2 && columns.nbytes() == 24);
     CHECK(columns.at<float>({0, 0}) == 1 && columns.at<float>({2, 1}) == 22);
     THROWS(ST_ERR_NOT_CONTIGUOUS, "\"m\"", columns.data<float>());
+    THROWS(ST_ERR_NOT_CONTIGUOUS, "\"m\"", columns.bits<float>());
+    THROWS(ST_ERR_NOT_CONTIGUOUS, "\"m\"", columns.bytes());
+}
+
+static void as_bytes_and_bits() {
+    const st::Checkpoint checkpoint = open_fixture(matrix);
+    const st::View rows = checkpoint["m"].view({{1, 3}});
+    CHECK(rows.bytes().size() == 32 && rows.bytes().data() == rows.data());
+    CHECK(rows.bits<std::uint32_t>().size() == 8 && rows.bits<std::uint32_t>()[0] == 0x41200000);
+    THROWS(ST_ERR_UNSUPPORTED, "32 bits", rows.bits<std::uint16_t>());
 }
 
 static void at_outside_is_refused() {
@@ -63,6 +83,7 @@ static const test_case cases[] = {
     CASE(of_the_whole),
     CASE(of_rows_is_contiguous),
     CASE(of_columns_is_strided),
+    CASE(as_bytes_and_bits),
     CASE(at_outside_is_refused),
     CASE(of_a_scalar),
     CASE(of_nothing),

@@ -1,7 +1,7 @@
 //! The C functions that open, called as C would call them.
 
 use safetensors_lazy::ffi::error::{st_error, st_status, st_status_name};
-use safetensors_lazy::ffi::open::{st_checkpoint, st_close, st_open, st_open_buffer};
+use safetensors_lazy::ffi::open::{st_checkpoint, st_close, st_open, st_open_buffer, st_open_options};
 use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::ptr::{null, null_mut};
@@ -27,10 +27,16 @@ pub struct Failure {
 }
 
 pub fn open(path: &Path) -> Result<Handle, Failure> {
+    open_with(path, 0)
+}
+
+/// `flags`: `ST_OPEN_*`.
+pub fn open_with(path: &Path, flags: u32) -> Result<Handle, Failure> {
     let path = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+    let options = st_open_options { struct_size: size_of::<st_open_options>(), storage: 0, flags, budget: 0 };
     let (mut handle, mut error) = (null_mut(), untouched());
-    // SAFETY: the string, the output and the error are locals.
-    let status = unsafe { st_open(path.as_ptr(), null(), &mut handle, &mut error) };
+    // SAFETY: the string, the options, the output and the error are locals.
+    let status = unsafe { st_open(path.as_ptr(), &options, &mut handle, &mut error) };
     outcome(status, handle, &error)
 }
 

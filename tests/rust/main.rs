@@ -14,4 +14,5 @@ mod real_files;
 mod reference;
 mod resident;
 mod sample;
+mod shards;
 mod storage;

@@ -23,7 +23,7 @@ pub(crate) const POISON: u8 = 0xdd;
 /// Overwrites a copy that is evicted.
 pub(crate) fn poison(copy: &Buffer) {
     // SAFETY: the ledger has taken it out of use; that nobody reads it is what the tests are about.
-    unsafe { copy.start().as_ptr().write_bytes(POISON, copy.as_slice().len()) }
+    unsafe { copy.start().as_ptr().write_bytes(POISON, copy.len()) }
 }
 
 #[derive(Clone, Copy, Debug)]
