@@ -5,30 +5,39 @@ use super::Tensor;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// A touch of one page maps those around it too, as far as they are in the page cache: by default in blocks of this size
-/// (fault_around_bytes of Linux). So they leave with the page, or memory would fill with pages that nobody asked for.
-const FAULT_AROUND: u64 = 64 * 1024;
-
-/// Nobody looks further than so many tensors to either side. Pages shared by more stay: there are few of them, since the header of such a
-/// file is larger than its data.
-const MOST_NEIGHBOURS: usize = 64;
+/// Nobody looks further than so many tensors to either side: enough for tensors of a page each where the system maps 2 MiB at once. Pages
+/// shared by more stay: there are few of them, since the header of such a file is larger than its data.
+const MOST_NEIGHBOURS: usize = 512;
 
 /// The tensors of each shard in the order of their bytes. Made when the first page is dropped.
 #[derive(Debug)]
 pub(super) struct Neighbours {
-    shards: Box<[OnceLock<Option<Box<[u32]>>>]>,
+    shards: Box<[OnceLock<Order>]>,
 }
+
+/// `None` if there was no memory for it.
+type Order = Option<Box<[u32]>>;
 
 impl Neighbours {
     pub(super) fn new(shards: usize) -> Neighbours {
         Neighbours { shards: (0..shards).map(|_| OnceLock::new()).collect() }
     }
 
-    /// The bytes of the tensor's file, around it and of it, that may leave memory with it: up to the next tensor for which `in_use` is
-    /// true, or some pages on. Only the tensor itself if there is no memory to tell what is around it.
-    pub(super) fn around(&self, shards: &Shards, tensor: &Tensor<'_>, in_use: &dyn Fn(usize) -> bool) -> Range<u64> {
-        let bytes = tensor.file_range();
-        let Some(order) = self.order(shards, tensor.shard()) else { return bytes };
+    /// The bytes of a tensor, and those around it within `limits` of its file, up to the next tensor for which `stays` is true. Only the
+    /// tensor itself if there is no memory to tell what is around it.
+    pub(super) fn around(
+        &self,
+        shards: &Shards,
+        tensor: &Tensor<'_>,
+        limits: Range<u64>,
+        stays: &dyn Fn(usize) -> bool,
+    ) -> Range<u64> {
+        let Range { mut start, end: mut stop } = tensor.file_range();
+        let order = match self.order(shards, tensor.shard()) {
+            // What has no bytes has none around it.
+            Some(order) if start < stop => order,
+            _ => return start..stop,
+        };
         let header = &tensor.shard.header;
         let data_start = tensor.shard.data_start();
         let first = shards.first(tensor.shard());
@@ -36,32 +45,24 @@ impl Neighbours {
             let info = header.tensor(*within as usize);
             info.map_or(0..0, |info| data_start + info.start..data_start + info.stop)
         };
-        let at = order.partition_point(|other| range_of(other).start < bytes.start);
-        let is_used = |within: &u32| in_use(first + *within as usize);
+        let goes = |within: &&u32| !stays(first + **within as usize);
+        let at = order.partition_point(|other| range_of(other).start < start);
 
-        let window_start = bytes.start - bytes.start % FAULT_AROUND;
-        let mut start = bytes.start;
-        let before = order.get(..at).unwrap_or_default();
-        for other in before.iter().rev().take(MOST_NEIGHBOURS).take_while(|other| !is_used(other)) {
+        let mut before = order.get(..at).unwrap_or_default().iter().rev().take(MOST_NEIGHBOURS);
+        while start > limits.start {
+            let Some(other) = before.next().filter(goes) else { break };
             start = range_of(other).start;
-            if start <= window_start {
-                break;
-            }
         }
         // What lies before the first tensor is the header, which is not read through the mapping.
         if start == data_start {
             start = 0;
         }
-        let window_stop = bytes.end.checked_next_multiple_of(FAULT_AROUND).unwrap_or(bytes.end);
-        let mut stop = bytes.end;
-        let after = order.get(at + 1..).unwrap_or_default();
-        for other in after.iter().take(MOST_NEIGHBOURS).take_while(|other| !is_used(other)) {
+        let mut after = order.get(at + 1..).unwrap_or_default().iter().take(MOST_NEIGHBOURS);
+        while stop < limits.end {
+            let Some(other) = after.next().filter(goes) else { break };
             stop = range_of(other).end;
-            if stop >= window_stop {
-                break;
-            }
         }
-        start.max(window_start)..stop.min(window_stop)
+        start.max(limits.start)..stop.min(limits.end)
     }
 
     /// The bytes of a shard's file that lie between tensors in use.

@@ -4,7 +4,7 @@ use super::{Checkpoint, Tensor, TensorBytes};
 use crate::error::Error;
 use crate::quote::excerpt;
 use crate::residency::{AcquireError, Source};
-use crate::storage::{Buffer, StorageError};
+use crate::storage::{Buffer, Storage, StorageError};
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
 
@@ -99,10 +99,9 @@ impl Checkpoint {
             if in_use(index) {
                 return;
             }
-            let bytes = self.neighbours.around(&self.shards, &tensor, in_use);
-            tensor.shard.storage.drop_pages(bytes.clone());
+            self.drop_pages_of(&tensor, in_use);
             if page_cache {
-                tensor.shard.storage.drop_cached(bytes);
+                self.drop_cached_of(&tensor, in_use);
             }
         });
         Ok(())
@@ -218,6 +217,35 @@ impl Checkpoint {
         }
     }
 
+    /// Takes a tensor out of this process's memory, with what came in when it was touched: all pages of it that nobody uses, and those
+    /// around that no tensor which is held has a part in.
+    fn drop_pages_of(&self, tensor: &Tensor<'_>, in_use: &dyn Fn(usize) -> bool) {
+        let storage = &tensor.shard.storage;
+        let came_in = storage.mapped_with(tensor.file_range());
+        let around = self.neighbours.around(&self.shards, tensor, came_in, &|other| self.ledger.is_held(other));
+        storage.drop_pages(around.clone());
+        // What is held but not in use gives up only the pages that it shares. Most tensors share none.
+        let all = Storage::pages_around(tensor.file_range());
+        if all.start < around.start || all.end > around.end {
+            storage.drop_pages(self.pages_of(tensor, in_use));
+        }
+    }
+
+    /// Asks the system to take a tensor out of the page cache.
+    fn drop_cached_of(&self, tensor: &Tensor<'_>, in_use: &dyn Fn(usize) -> bool) {
+        let own = self.pages_of(tensor, in_use);
+        // Where it shares a folio with what lies before, that could not leave then; what lies behind may have been read ahead.
+        let cached = Storage::cached_with(tensor.file_range());
+        let around = self.neighbours.around(&self.shards, tensor, cached, &|other| self.ledger.is_held(other));
+        tensor.shard.storage.drop_cached(own.start.min(around.start)..own.end);
+    }
+
+    /// The bytes of a tensor, and of its first and last page as far as no tensor in use has a part in these.
+    fn pages_of(&self, tensor: &Tensor<'_>, in_use: &dyn Fn(usize) -> bool) -> Range<u64> {
+        let pages = Storage::pages_around(tensor.file_range());
+        self.neighbours.around(&self.shards, tensor, pages, in_use)
+    }
+
     pub(super) fn check_not_locked(&self) -> Result<(), Error> {
         match self.shards.list().iter().find(|shard| shard.storage.is_locked()) {
             None => Ok(()),
@@ -246,12 +274,8 @@ impl Source for Checkpoint {
     }
 
     fn drop_pages(&self, index: usize, in_use: &dyn Fn(usize) -> bool) {
-        let Some(tensor) = self.tensor(index) else { return };
-        // Most pages are the tensor's alone; only at the edges one has to ask who uses them.
-        tensor.shard.storage.drop_pages(tensor.file_range());
-        let around = self.neighbours.around(&self.shards, &tensor, in_use);
-        if around != tensor.file_range() {
-            tensor.shard.storage.drop_pages(around);
+        if let Some(tensor) = self.tensor(index) {
+            self.drop_pages_of(&tensor, in_use);
         }
     }
 

@@ -1,6 +1,6 @@
 //! A file mapped into memory.
 
-use super::pages::{mapped_bytes, whole_pages};
+use super::pages::{blocks_around, mapped_bytes, whole_pages};
 use super::pread::Reader;
 use super::StorageError;
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions, MmapRaw};
@@ -78,6 +78,14 @@ impl Mapping {
         // advice changes no page's content.
         // Locked pages, and kernels that do not know the advice, refuse: then the pages stay, which loses nothing.
         unsafe { libc::madvise(self.map.as_mut_ptr().wrapping_add(start).cast(), len, advice) };
+    }
+
+    /// What may have come into memory with `bytes` when these were touched.
+    pub(super) fn mapped_with(&self, bytes: Range<u64>) -> Range<u64> {
+        // The system counts in addresses: where the mapping starts matters.
+        let first = self.map.as_mut_ptr().addr() as u64;
+        let around = blocks_around(first.saturating_add(bytes.start)..first.saturating_add(bytes.end));
+        around.start.saturating_sub(first)..around.end.saturating_sub(first).min(self.map.len() as u64)
     }
 
     /// How many of `bytes` are in memory on this process's account. `None` where the system does not tell.

@@ -76,7 +76,15 @@ impl Reader {
 
     /// Asks for bytes to be read into the page cache.
     pub(super) fn read_ahead(&self, bytes: Range<u64>) {
-        self.advise(bytes, libc::POSIX_FADV_WILLNEED);
+        // Of a longer stretch Linux reads only the beginning, as much as it reads ahead by itself or the disk takes at once. This is the
+        // default, below which few systems go.
+        const AT_ONCE: u64 = 128 * 1024;
+        let mut start = bytes.start;
+        while start < bytes.end {
+            let stop = bytes.end.min(start.saturating_add(AT_ONCE));
+            self.advise(start..stop, libc::POSIX_FADV_WILLNEED);
+            start = stop;
+        }
     }
 
     /// Asks for bytes to leave the page cache. Pages that a process has mapped stay.
