@@ -18,10 +18,11 @@ AT(st_error, status, 0);
 AT(st_error, os_error, 4);
 AT(st_error, message, 8);
 
-SIZE(st_open_options, 16);
+SIZE(st_open_options, 24);
 AT(st_open_options, struct_size, 0);
 AT(st_open_options, storage, 8);
 AT(st_open_options, flags, 12);
+AT(st_open_options, budget, 16);
 
 SIZE(st_tensor, 64);
 AT(st_tensor, name, 0);
@@ -55,6 +56,16 @@ AT(st_view, strides, 528);
 AT(st_view, nbytes, 1040);
 AT(st_view, contiguous, 1048);
 
+SIZE(st_residency_info, 64);
+AT(st_residency_info, resident_bytes, 0);
+AT(st_residency_info, in_use_bytes, 8);
+AT(st_residency_info, copied_bytes, 16);
+AT(st_residency_info, charged_bytes, 24);
+AT(st_residency_info, budget, 32);
+AT(st_residency_info, hits, 40);
+AT(st_residency_info, misses, 48);
+AT(st_residency_info, evictions, 56);
+
 #define STATUS(status, number) static_assert(status == number, #status);
 STATUSES(STATUS)
 #define DTYPE(dtype, number, name, bits, code) static_assert(dtype == number, #dtype);
@@ -62,10 +73,11 @@ DTYPES(DTYPE)
 
 static_assert(ST_STORAGE_AUTO == 0 && ST_STORAGE_MMAP == 1 && ST_STORAGE_READ == 2 && ST_STORAGE_MEMORY == 3, "");
 static_assert(ST_OPEN_COPY_ON_WRITE == 1 && ST_OPEN_POPULATE == 2 && ST_OPEN_LOCK == 4, "");
+static_assert(ST_OPEN_FOLLOW_LINKS == 8 && ST_EVICT_PAGE_CACHE == 1 && ST_ALL == SIZE_MAX, "");
 static_assert(ST_END == UINT64_MAX && ST_MAX_RANK == 64, "");
 static_assert(sizeof(((st_view *)0)->shape) == ST_MAX_RANK * sizeof(uint64_t), "");
 
 int main(void) {
     const st_open_options options = ST_OPEN_OPTIONS_INIT;
-    return options.struct_size == sizeof(options) && options.storage == 0 && options.flags == 0 ? 0 : 1;
+    return options.struct_size == sizeof(options) && options.storage == 0 && options.flags == 0 && options.budget == 0 ? 0 : 1;
 }

@@ -100,7 +100,7 @@ static void unknown_storage_is_refused(void) {
 }
 
 static void unknown_flags_are_refused(void) {
-    for (int bit = 3; bit < 32; bit++) {
+    for (int bit = 4; bit < 32; bit++) {
         st_open_options options = options_of(ST_STORAGE_AUTO, 1u << bit | ST_OPEN_POPULATE);
         refuses(ST_ERR_INVALID_ARGUMENT, &options);
     }
