@@ -7,6 +7,7 @@ use super::names::Names;
 use super::neighbours::Neighbours;
 use super::shard::{c_path, text, Shard};
 use super::shards::Shards;
+use super::strays::Strays;
 use super::workers::{in_parallel, workers_for};
 use super::Checkpoint;
 use crate::error::Error;
@@ -107,10 +108,8 @@ impl Checkpoint {
         let metadata = Metadata::new(&shards).ok_or_else(no_memory)?;
         let ledger = Ledger::new(shards.len(), options.budget);
         let neighbours = Neighbours::new(shards.list().len());
-        let checkpoint = Checkpoint { shards, names, metadata, ledger, neighbours };
-        if options.budget > 0 {
-            checkpoint.check_not_locked()?;
-        }
+        let checkpoint = Checkpoint { shards, names, metadata, ledger, neighbours, strays: Strays::default() };
+        checkpoint.set_budget(options.budget)?;
         for shard in checkpoint.shards.list() {
             shard.make_resident()?;
         }

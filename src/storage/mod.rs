@@ -207,6 +207,13 @@ impl Storage {
         }
     }
 
+    /// Tells the system that pages will be dropped one by one.
+    pub(crate) fn expect_drops(&self) {
+        if let Bytes::Mapped(_, mapping) = &self.bytes {
+            mapping.forbid_huge_pages();
+        }
+    }
+
     /// The pages of a file that have a part in `bytes`.
     pub(crate) fn pages_around(bytes: Range<u64>) -> Range<u64> {
         pages::pages_around(bytes)
