@@ -11,6 +11,7 @@ mod properties;
 mod random;
 mod real_files;
 mod reference;
+mod residency;
 mod resident;
 mod sample;
 mod storage;
