@@ -16,7 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { FROM_SIZE = 512, TENSORS = 2000, FIRST_SIZE = 20000 };
+enum { FROM_SIZE = 1024, TENSORS = 2000, FIRST_SIZE = 20000 };
 
 #ifdef __GLIBC__
 
