@@ -9,6 +9,8 @@
 //! metadata   the metadata of all shards as one
 //! bytes      where tensors lie, or copied to where they should go
 //! resident   what is in memory: held, let go, read ahead
+//! neighbours which tensors lie beside one another
+//! strays     pages that come into memory beside tensors
 //! ```
 
 mod agree;
@@ -22,6 +24,7 @@ mod read;
 mod resident;
 mod shard;
 mod shards;
+mod strays;
 mod workers;
 
 pub use bytes::{TensorBytes, View};
@@ -38,6 +41,7 @@ use shard::Shard;
 use shards::Shards;
 use std::ffi::{c_char, CStr};
 use std::ops::Range;
+use strays::Strays;
 
 /// An open checkpoint.
 ///
@@ -51,6 +55,7 @@ pub struct Checkpoint {
     ledger: Ledger,
     neighbours: Neighbours,
     read_ahead: ReadAhead,
+    strays: Strays,
 }
 
 /// Sizes of a checkpoint, and how it was opened.

@@ -1,82 +1,110 @@
 //! Which tensors lie beside one another in a file, and so share pages.
 
+use super::shard::Shard;
 use super::shards::Shards;
 use super::Tensor;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// A touch of one page maps those around it too, as far as they are in the page cache: by default in blocks of this size
-/// (fault_around_bytes of Linux). So they leave with the page, or memory would fill with pages that nobody asked for.
-const FAULT_AROUND: u64 = 64 * 1024;
-
-/// Nobody looks further than so many tensors to either side. Pages shared by more stay: there are few of them, since the header of such a
-/// file is larger than its data.
-const MOST_NEIGHBOURS: usize = 64;
+/// Nobody looks further than so many tensors to either side: enough for tensors of a page each where the system maps 2 MiB at once. Pages
+/// shared by more stay: there are few of them, since the header of such a file is larger than its data.
+const MOST_NEIGHBOURS: usize = 512;
 
 /// The tensors of each shard in the order of their bytes. Made when the first page is dropped.
 #[derive(Debug)]
 pub(super) struct Neighbours {
-    shards: Box<[OnceLock<Option<Box<[u32]>>>]>,
+    shards: Box<[OnceLock<Order>]>,
 }
+
+/// `None` if there was no memory for it.
+type Order = Option<Box<[u32]>>;
 
 impl Neighbours {
     pub(super) fn new(shards: usize) -> Neighbours {
         Neighbours { shards: (0..shards).map(|_| OnceLock::new()).collect() }
     }
 
-    /// The bytes of the tensor's file, around it and of it, that may leave memory with it: up to the next tensor for which `in_use` is
-    /// true, or some pages on. Only the tensor itself if there is no memory to tell what is around it.
-    pub(super) fn around(&self, shards: &Shards, tensor: &Tensor<'_>, in_use: &dyn Fn(usize) -> bool) -> Range<u64> {
-        let bytes = tensor.file_range();
-        let Some(order) = self.order(shards, tensor.shard()) else { return bytes };
-        let header = &tensor.shard.header;
-        let data_start = tensor.shard.data_start();
-        let first = shards.first(tensor.shard());
-        let range_of = |within: &u32| {
-            let info = header.tensor(*within as usize);
-            info.map_or(0..0, |info| data_start + info.start..data_start + info.stop)
+    /// The bytes of a tensor, and those around it within `limits` of its file, up to the next tensor for which `stays` is true. Only the
+    /// tensor itself if there is no memory to tell what is around it.
+    pub(super) fn around(
+        &self,
+        shards: &Shards,
+        tensor: &Tensor<'_>,
+        limits: Range<u64>,
+        stays: &dyn Fn(usize) -> bool,
+    ) -> Range<u64> {
+        let Range { mut start, end: mut stop } = tensor.file_range();
+        let order = match self.order(shards, tensor.shard()) {
+            // What has no bytes has none around it.
+            Some(order) if start < stop => order,
+            _ => return start..stop,
         };
-        let at = order.partition_point(|other| range_of(other).start < bytes.start);
-        let is_used = |within: &u32| in_use(first + *within as usize);
+        let first = shards.first(tensor.shard());
+        let range_of = |within: &u32| range_of(tensor.shard, *within);
+        let goes = |within: &&u32| !stays(first + **within as usize);
+        let at = order.partition_point(|other| range_of(other).start < start);
 
-        let window_start = bytes.start - bytes.start % FAULT_AROUND;
-        let mut start = bytes.start;
-        let before = order.get(..at).unwrap_or_default();
-        for other in before.iter().rev().take(MOST_NEIGHBOURS).take_while(|other| !is_used(other)) {
+        let mut before = order.get(..at).unwrap_or_default().iter().rev().take(MOST_NEIGHBOURS);
+        while start > limits.start {
+            let Some(other) = before.next().filter(goes) else { break };
             start = range_of(other).start;
-            if start <= window_start {
-                break;
-            }
         }
         // What lies before the first tensor is the header, which is not read through the mapping.
-        if start == data_start {
+        if start == tensor.shard.data_start() {
             start = 0;
         }
-        let window_stop = bytes.end.checked_next_multiple_of(FAULT_AROUND).unwrap_or(bytes.end);
-        let mut stop = bytes.end;
-        let after = order.get(at + 1..).unwrap_or_default();
-        for other in after.iter().take(MOST_NEIGHBOURS).take_while(|other| !is_used(other)) {
+        let mut after = order.get(at + 1..).unwrap_or_default().iter().take(MOST_NEIGHBOURS);
+        while stop < limits.end {
+            let Some(other) = after.next().filter(goes) else { break };
             stop = range_of(other).end;
-            if stop >= window_stop {
-                break;
-            }
         }
-        start.max(window_start)..stop.min(window_stop)
+        start.max(limits.start)..stop.min(limits.end)
     }
 
-    /// The bytes of a shard's file that lie between tensors in use.
-    pub(super) fn unused(&self, shards: &Shards, shard: usize, in_use: &dyn Fn(usize) -> bool) -> Vec<Range<u64>> {
-        let (Some(order), Some(of)) = (self.order(shards, shard), shards.list().get(shard)) else { return Vec::new() };
+    /// `limits`, but no further from a tensor than one should look.
+    pub(super) fn near(&self, shards: &Shards, tensor: &Tensor<'_>, limits: Range<u64>) -> Range<u64> {
+        let Some(order) = self.order(shards, tensor.shard()) else { return limits };
+        let Range { mut start, mut end } = limits;
+        let range_of = |within: &u32| range_of(tensor.shard, *within);
+        let at = order.partition_point(|other| range_of(other).start < tensor.file_offset());
+        if let Some(furthest) = at.checked_sub(MOST_NEIGHBOURS).and_then(|furthest| order.get(furthest)) {
+            start = start.max(range_of(furthest).start);
+        }
+        if let Some(furthest) = order.get(at + MOST_NEIGHBOURS) {
+            end = end.min(range_of(furthest).end);
+        }
+        start..end
+    }
+
+    /// Calls `each` for all stretches `within` a shard's file that lie between tensors for which `stays` is true. For none if there is
+    /// no memory to tell what lies where.
+    pub(super) fn unused(
+        &self,
+        shards: &Shards,
+        shard: usize,
+        within: Range<u64>,
+        stays: &dyn Fn(usize) -> bool,
+        mut each: impl FnMut(Range<u64>),
+    ) {
+        let (Some(order), Some(of)) = (self.order(shards, shard), shards.list().get(shard)) else { return };
         let first = shards.first(shard);
-        let (mut unused, mut start) = (Vec::new(), 0);
-        for within in order.iter().filter(|within| in_use(first + **within as usize)) {
-            if let Some(info) = of.header.tensor(*within as usize) {
-                unused.push(start..of.data_start() + info.start);
-                start = of.data_start() + info.stop;
+        let mut start = within.start;
+        let from = order.partition_point(|other| range_of(of, *other).end <= start);
+        for other in order.get(from..).unwrap_or_default() {
+            let bytes = range_of(of, *other);
+            if bytes.start >= within.end {
+                break;
+            }
+            if stays(first + *other as usize) {
+                if start < bytes.start {
+                    each(start..bytes.start);
+                }
+                start = bytes.end;
             }
         }
-        unused.push(start..of.storage.size());
-        unused
+        if start < within.end {
+            each(start..within.end);
+        }
     }
 
     /// The tensors of a shard that have bytes, in the order of these.
@@ -93,5 +121,136 @@ impl Neighbours {
             Some(order.into_boxed_slice())
         });
         order.as_deref()
+    }
+}
+
+/// Where a tensor lies in its file.
+fn range_of(shard: &Shard, within: u32) -> Range<u64> {
+    let data_start = shard.data_start();
+    shard.header.tensor(within as usize).map_or(0..0, |info| data_start + info.start..data_start + info.stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Checkpoint, OpenOptions};
+
+    const PAGE: u64 = 4096;
+
+    /// A file of U8 tensors at these places of its data, in this order of its header.
+    fn checkpoint(places: &[Range<u64>]) -> Checkpoint {
+        let entries: Vec<String> = places
+            .iter()
+            .enumerate()
+            .map(|(i, at)| {
+                let len = at.end - at.start;
+                format!(r#""t{i}":{{"dtype":"U8","shape":[{len}],"data_offsets":[{},{}]}}"#, at.start, at.end)
+            })
+            .collect();
+        let mut header = format!("{{{}}}", entries.join(","));
+        // The data starts with a page.
+        while (8 + header.len() as u64) % PAGE != 0 {
+            header.push(' ');
+        }
+        let end = places.iter().map(|at| at.end).max().unwrap_or(0);
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.bytes());
+        file.resize(file.len() + end as usize, 7);
+        Checkpoint::open_memory(file, OpenOptions::default()).unwrap()
+    }
+
+    /// Bytes of the file, as bytes of the data; what is before that is negative.
+    fn in_data(checkpoint: &Checkpoint, bytes: Range<u64>) -> (i64, i64) {
+        let start = checkpoint.shards.list()[0].data_start() as i64;
+        (bytes.start as i64 - start, bytes.end as i64 - start)
+    }
+
+    fn limits(checkpoint: &Checkpoint, data: Range<u64>) -> Range<u64> {
+        let start = checkpoint.shards.list()[0].data_start();
+        start + data.start..start + data.end
+    }
+
+    fn around(checkpoint: &Checkpoint, index: usize, limits: Range<u64>, stays: &[usize]) -> (i64, i64) {
+        let tensor = checkpoint.tensor(index).unwrap();
+        let stays = |other: usize| stays.contains(&other);
+        in_data(checkpoint, checkpoint.neighbours.around(&checkpoint.shards, &tensor, limits, &stays))
+    }
+
+    fn unused(checkpoint: &Checkpoint, within: Range<u64>, stays: &[usize]) -> Vec<(i64, i64)> {
+        let mut found = Vec::new();
+        let stays = |other: usize| stays.contains(&other);
+        checkpoint.neighbours.unused(&checkpoint.shards, 0, within, &stays, |bytes| {
+            found.push(in_data(checkpoint, bytes));
+        });
+        found
+    }
+
+    /// Three tensors that share pages, in an order of the header that is not that of their bytes, and two without bytes between them.
+    fn three() -> Checkpoint {
+        checkpoint(&[100..5000, 5000..9000, 100..100, 0..100, 9000..9000])
+    }
+
+    #[test]
+    fn around_ends_at_what_stays_and_at_the_limits() {
+        let three = three();
+        let all = || 0..u64::MAX;
+        assert_eq!(around(&three, 0, limits(&three, 0..8192), &[]), (0, 8192));
+        assert_eq!(around(&three, 0, limits(&three, 0..8192), &[3]), (100, 8192));
+        assert_eq!(around(&three, 0, limits(&three, 0..8192), &[1]), (0, 5000));
+        assert_eq!(around(&three, 0, limits(&three, 0..8192), &[1, 3]), (100, 5000));
+        // Whether it stays itself, or one without bytes, does not matter.
+        assert_eq!(around(&three, 0, limits(&three, 0..8192), &[0, 2, 4]), (0, 8192));
+        // With the first tensor goes the header, with the last nothing more.
+        assert_eq!(around(&three, 3, all(), &[0]).1, 100);
+        assert!(around(&three, 3, all(), &[0]).0 < 0);
+        assert_eq!(around(&three, 1, all(), &[0]), (5000, 9000));
+    }
+
+    #[test]
+    fn around_what_has_no_bytes_is_nothing() {
+        let three = three();
+        assert_eq!(around(&three, 2, 0..u64::MAX, &[]), (100, 100));
+        assert_eq!(around(&three, 4, 0..u64::MAX, &[]), (9000, 9000));
+    }
+
+    #[test]
+    fn unused_is_what_lies_between_those_that_stay() {
+        let three = three();
+        let all = limits(&three, 0..9000);
+        assert_eq!(unused(&three, all.clone(), &[]), [(0, 9000)]);
+        assert_eq!(unused(&three, all.clone(), &[0]), [(0, 100), (5000, 9000)]);
+        assert_eq!(unused(&three, all.clone(), &[1]), [(0, 5000)]);
+        assert_eq!(unused(&three, all.clone(), &[3]), [(100, 9000)]);
+        assert_eq!(unused(&three, all.clone(), &[0, 1, 3]), []);
+        assert_eq!(unused(&three, all, &[2, 4]), [(0, 9000)]);
+        // Where the limits cut through tensors.
+        assert_eq!(unused(&three, limits(&three, 50..6000), &[3]), [(100, 6000)]);
+        assert_eq!(unused(&three, limits(&three, 50..6000), &[0]), [(50, 100), (5000, 6000)]);
+        assert_eq!(unused(&three, limits(&three, 200..300), &[0]), []);
+        assert_eq!(unused(&three, limits(&three, 300..300), &[]), []);
+        assert!(unused(&three, 0..100, &[0])[0].0 < 0);
+    }
+
+    #[test]
+    fn nobody_looks_further_than_some_neighbours() {
+        let many: Vec<_> = (0..2000u64).map(|i| i * 10..i * 10 + 10).collect();
+        let many = checkpoint(&many);
+        let reach = 10 * MOST_NEIGHBOURS as i64;
+        let near = |index: usize| {
+            let tensor = many.tensor(index).unwrap();
+            in_data(&many, many.neighbours.near(&many.shards, &tensor, limits(&many, 0..20000)))
+        };
+        assert_eq!(near(1000), (10000 - reach, 10010 + reach));
+        assert_eq!(near(0), (0, 10 + reach));
+        assert_eq!(near(1999), (19990 - reach, 20000));
+        assert_eq!(around(&many, 1000, limits(&many, 0..20000), &[]), (10000 - reach, 10010 + reach));
+        assert_eq!(around(&many, 1000, limits(&many, 0..20000), &[998, 1003]), (9990, 10030));
+    }
+
+    #[test]
+    fn checkpoint_without_tensors_has_only_a_header() {
+        let none = checkpoint(&[]);
+        let size = none.shards.list()[0].storage.size();
+        assert_eq!(unused(&none, 0..size, &[]), [in_data(&none, 0..size)]);
     }
 }

@@ -7,6 +7,7 @@ use super::names::Names;
 use super::neighbours::Neighbours;
 use super::shard::{c_path, text, Shard};
 use super::shards::Shards;
+use super::strays::Strays;
 use super::workers::{in_parallel, workers_for};
 use super::Checkpoint;
 use crate::error::Error;
@@ -108,11 +109,16 @@ impl Checkpoint {
         let metadata = Metadata::new(&shards).ok_or(Error::NoMemory)?;
         let ledger = Ledger::new(shards.len(), options.budget);
         let neighbours = Neighbours::new(shards.list().len());
-        let read_ahead = ReadAhead::default();
-        let checkpoint = Checkpoint { shards, names, metadata, ledger, neighbours, read_ahead };
-        if options.budget > 0 {
-            checkpoint.check_not_locked()?;
-        }
+        let checkpoint = Checkpoint {
+            shards,
+            names,
+            metadata,
+            ledger,
+            neighbours,
+            read_ahead: ReadAhead::default(),
+            strays: Strays::default(),
+        };
+        checkpoint.set_budget(options.budget)?;
         for shard in checkpoint.shards.list() {
             shard.make_resident(&checkpoint.read_ahead)?;
         }

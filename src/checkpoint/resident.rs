@@ -1,11 +1,12 @@
 //! What of a checkpoint is in memory: held, let go, read ahead.
 
-use super::{Checkpoint, Tensor, TensorBytes};
+use super::shard::Shard;
+use super::{strays, Checkpoint, Tensor, TensorBytes};
 use crate::error::Error;
 use crate::quote::excerpt;
 use crate::residency::{AcquireError, Source};
-use crate::storage::{Buffer, StorageError};
-use std::ops::{Deref, Range};
+use crate::storage::{Buffer, Storage, StorageError, StorageKind};
+use std::ops::Range;
 use std::ptr::NonNull;
 
 /// What is in memory of one tensor, or of all.
@@ -39,11 +40,36 @@ pub struct Pinned<'c> {
     bytes: TensorBytes<'c>,
 }
 
-impl<'c> Deref for Pinned<'c> {
-    type Target = TensorBytes<'c>;
+/// As [`TensorBytes`], but all that is given lives only as long as this: a copy may go then.
+impl Pinned<'_> {
+    /// The first byte, aligned for the tensor's dtype; never NULL.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.bytes.as_ptr()
+    }
 
-    fn deref(&self) -> &TensorBytes<'c> {
-        &self.bytes
+    /// The first byte, to write to: under the same condition as [`TensorBytes::as_mut_ptr`].
+    pub fn as_mut_ptr(&self) -> *mut u8 {
+        self.bytes.as_mut_ptr()
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The bytes as a slice.
+    ///
+    /// # Safety
+    ///
+    /// As for [`TensorBytes::as_slice`].
+    pub unsafe fn as_slice(&self) -> &[u8] {
+        // SAFETY: the bytes stay as long as they are pinned; the rest is the caller's promise.
+        unsafe { self.bytes.as_slice() }
     }
 }
 
@@ -75,7 +101,13 @@ impl Checkpoint {
 
     /// Undoes one [`Checkpoint::acquire`].
     pub(crate) fn release(&self, index: usize) -> Result<(), Error> {
-        self.ledger.release(index, self).map_err(|_| match self.tensor_at(index) {
+        // Before it is released, since it may be evicted by that.
+        let used = self.strays.note(index, self.len());
+        let released = self.ledger.release(index, self);
+        if let Some(used) = used {
+            self.drop_strays(used);
+        }
+        released.map_err(|_| match self.tensor_at(index) {
             Ok(tensor) => Error::NotInUse { tensor: excerpt(tensor.name()) },
             Err(error) => error,
         })
@@ -93,16 +125,17 @@ impl Checkpoint {
     pub fn evict(&self, index: usize, page_cache: bool) -> Result<(), Error> {
         let tensor = self.tensor_at(index)?;
         self.check_not_locked()?;
+        self.expect_drops();
         let evicted = self.ledger.evict(index, self);
         evicted.map_err(|_| Error::InUse { tensor: excerpt(tensor.name()) })?;
         self.ledger.while_evicting(|in_use| {
             if in_use(index) {
                 return;
             }
-            let bytes = self.neighbours.around(&self.shards, &tensor, in_use);
-            tensor.shard.storage.drop_pages(bytes.clone());
+            self.drop_pages_of(&tensor);
+            tensor.shard.storage.drop_pages(self.pages_of(&tensor, in_use));
             if page_cache {
-                tensor.shard.storage.drop_cached(bytes);
+                self.drop_cached_of(&tensor, in_use);
             }
         });
         Ok(())
@@ -115,15 +148,16 @@ impl Checkpoint {
     /// [`Error::Storage`]: the checkpoint is locked into memory.
     pub fn evict_all(&self, page_cache: bool) -> Result<(), Error> {
         self.check_not_locked()?;
+        self.expect_drops();
         self.ledger.evict_all(self);
         self.ledger.while_evicting(|in_use| {
             for (number, shard) in self.shards.list().iter().enumerate() {
-                for bytes in self.neighbours.unused(&self.shards, number, in_use) {
+                self.neighbours.unused(&self.shards, number, 0..shard.storage.size(), in_use, |bytes| {
                     shard.storage.drop_pages(bytes.clone());
                     if page_cache {
                         shard.storage.drop_cached(bytes);
                     }
-                }
+                });
             }
         });
         Ok(())
@@ -138,6 +172,12 @@ impl Checkpoint {
         if bytes > 0 {
             self.check_not_locked()?;
         }
+        if bytes > 0 {
+            self.expect_drops();
+        }
+        // After copy-on-write, pages are not dropped but read again.
+        let has_strays = |shard: &Shard| shard.storage.kind() == StorageKind::Mmap && !shard.storage.is_writable();
+        self.strays.want(bytes > 0 && self.shards.list().iter().any(has_strays));
         self.ledger.set_budget(bytes, self);
         Ok(())
     }
@@ -218,6 +258,54 @@ impl Checkpoint {
         }
     }
 
+    /// Takes the pages of a tensor, and those that may have come in with it, out of this process's memory: all but those that a tensor
+    /// which is held has a part in. With the ledger locked, so that what is held stays so.
+    fn drop_pages_of(&self, tensor: &Tensor<'_>) {
+        let storage = &tensor.shard.storage;
+        if storage.kind() != StorageKind::Mmap {
+            return;
+        }
+        let came_in = storage.mapped_with(tensor.file_range());
+        let near = self.neighbours.near(&self.shards, tensor, came_in);
+        let held = |other| self.ledger.is_held(other);
+        self.neighbours.unused(&self.shards, tensor.shard(), near, &held, |bytes| storage.drop_pages(bytes));
+    }
+
+    /// Drops what may have come in with these tensors.
+    fn drop_strays(&self, mut used: [usize; strays::AT_A_TIME]) {
+        used.sort_unstable();
+        self.ledger.while_evicting(|_| {
+            let mut last = None;
+            for tensor in used.iter().filter_map(|index| self.tensor(*index)) {
+                // Those that follow one another often lie in the same block.
+                let here = Some((tensor.shard(), tensor.shard.storage.mapped_with(tensor.file_range())));
+                if here != last {
+                    self.drop_pages_of(&tensor);
+                }
+                last = here;
+            }
+        });
+    }
+
+    /// Asks the system to take a tensor out of the page cache.
+    fn drop_cached_of(&self, tensor: &Tensor<'_>, in_use: &dyn Fn(usize) -> bool) {
+        let own = self.pages_of(tensor, in_use);
+        // Where it shares a folio with what lies before, that could not leave then; what lies behind may have been read ahead.
+        let cached = Storage::cached_with(tensor.file_range());
+        let around = self.neighbours.around(&self.shards, tensor, cached, &|other| self.ledger.is_held(other));
+        tensor.shard.storage.drop_cached(own.start.min(around.start)..own.end);
+    }
+
+    /// The bytes of a tensor, and of its first and last page as far as no tensor in use has a part in these.
+    fn pages_of(&self, tensor: &Tensor<'_>, in_use: &dyn Fn(usize) -> bool) -> Range<u64> {
+        let pages = Storage::pages_around(tensor.file_range());
+        self.neighbours.around(&self.shards, tensor, pages, in_use)
+    }
+
+    fn expect_drops(&self) {
+        self.shards.list().iter().for_each(|shard| shard.storage.expect_drops());
+    }
+
     pub(super) fn check_not_locked(&self) -> Result<(), Error> {
         match self.shards.list().iter().find(|shard| shard.storage.is_locked()) {
             None => Ok(()),
@@ -245,13 +333,10 @@ impl Source for Checkpoint {
         }
     }
 
-    fn drop_pages(&self, index: usize, in_use: &dyn Fn(usize) -> bool) {
-        let Some(tensor) = self.tensor(index) else { return };
-        // Most pages are the tensor's alone; only at the edges one has to ask who uses them.
-        tensor.shard.storage.drop_pages(tensor.file_range());
-        let around = self.neighbours.around(&self.shards, &tensor, in_use);
-        if around != tensor.file_range() {
-            tensor.shard.storage.drop_pages(around);
+    fn drop_pages(&self, index: usize, _in_use: &dyn Fn(usize) -> bool) {
+        self.strays.forget(index, self.len());
+        if let Some(tensor) = self.tensor(index) {
+            self.drop_pages_of(&tensor);
         }
     }
 

@@ -150,7 +150,8 @@ pub unsafe extern "C" fn st_evict(
 /// except what is in use: that goes when it is released.
 ///
 /// The budget counts tensors that were acquired, and copies, by their sizes. It does not count pages that are touched through
-/// st_tensor_ptr or a view and never acquired; nor headers, nor memory of the caller's.
+/// st_tensor_ptr or a view and never acquired; nor headers, nor memory of the caller's. With a page that is touched the system
+/// maps what it has at hand around it, up to 2 MiB: what that brings in is not counted, but dropped every few tensors.
 ///
 /// bytes: 0 for no budget.
 ///

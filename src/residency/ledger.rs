@@ -108,8 +108,14 @@ impl<C: Clock> Ledger<C> {
     }
 
     /// Whether piece `index` is pinned or kept.
+    #[cfg(test)]
     pub(crate) fn is_in_use(&self, index: usize) -> bool {
         self.slot(index).is_some_and(|slot| slot.state().is_in_use())
+    }
+
+    /// Whether piece `index` is resident. Takes no lock; what evicts may ask, and gets an answer that stays true until it returns.
+    pub(crate) fn is_held(&self, index: usize) -> bool {
+        self.slot(index).is_some_and(|slot| slot.state().is(State::RESIDENT))
     }
 
     /// The budget in bytes. 0 is none.

@@ -33,7 +33,8 @@ use std::ptr::NonNull;
 
 /// Knows the pieces. What it says of a piece never changes.
 ///
-/// All but [`Source::copy`] may be called with the ledger locked: they must not call the ledger, except through what they are given.
+/// All but [`Source::copy`] may be called with the ledger locked: they must not call the ledger, except through what they are given
+/// and by [`Ledger::is_held`].
 pub(crate) trait Source {
     /// What a piece is charged against the budget.
     fn nbytes(&self, index: usize) -> u64;

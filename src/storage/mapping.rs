@@ -1,6 +1,6 @@
 //! A file mapped into memory.
 
-use super::pages::{mapped_bytes, whole_pages};
+use super::pages::{blocks_around, mapped_bytes, whole_pages};
 use super::pread::Reader;
 use super::StorageError;
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions, MmapRaw};
@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// The whole of a file, mapped when it was opened and never resized.
 ///
@@ -17,6 +18,7 @@ use std::ptr::NonNull;
 pub(super) struct Mapping {
     map: MmapRaw,
     copy_on_write: bool,
+    has_huge_pages: AtomicBool,
 }
 
 impl Mapping {
@@ -29,13 +31,17 @@ impl Mapping {
         if copy_on_write {
             // Only the pages that are written cost memory, so that a model larger than memory can be opened this way.
             options.no_reserve_swap();
-            return Ok(Mapping { map: MmapRaw::from(private_writable(&options, file)?), copy_on_write });
+            return Ok(Mapping::of(MmapRaw::from(private_writable(&options, file)?), copy_on_write));
         }
         let map = match options.map_raw_read_only(file) {
             Ok(shared) => shared,
             Err(_) => MmapRaw::from(private(&options, file)?),
         };
-        Ok(Mapping { map, copy_on_write })
+        Ok(Mapping::of(map, copy_on_write))
+    }
+
+    fn of(map: MmapRaw, copy_on_write: bool) -> Mapping {
+        Mapping { map, copy_on_write, has_huge_pages: AtomicBool::new(true) }
     }
 
     /// Where `len` bytes from `offset` on lie; `None` outside of the mapping.
@@ -78,6 +84,28 @@ impl Mapping {
         // advice changes no page's content.
         // Locked pages, and kernels that do not know the advice, refuse: then the pages stay, which loses nothing.
         unsafe { libc::madvise(self.map.as_mut_ptr().wrapping_add(start).cast(), len, advice) };
+    }
+
+    /// What may have come into memory with `bytes` when these were touched. Of a copy-on-write mapping, only these: the system does not
+    /// just unmap what it is offered of that, it reads it again.
+    pub(super) fn mapped_with(&self, bytes: Range<u64>) -> Range<u64> {
+        if self.copy_on_write {
+            return bytes;
+        }
+        // The system counts in addresses: where the mapping starts matters.
+        let first = self.map.as_mut_ptr().addr() as u64;
+        let around = blocks_around(first.saturating_add(bytes.start)..first.saturating_add(bytes.end));
+        around.start.saturating_sub(first)..around.end.saturating_sub(first).min(self.map.len() as u64)
+    }
+
+    /// Has the system map pages one by one from now on. Of a huge page (from Linux 6.18 on what touches a huge folio maps one) none can
+    /// leave alone: dropping one drops all, those of tensors that are held too.
+    pub(super) fn forbid_huge_pages(&self) {
+        if self.has_huge_pages.load(Relaxed) {
+            // Refused by systems that have none.
+            let _ = self.map.advise(Advice::NoHugePage);
+            self.has_huge_pages.store(false, Relaxed);
+        }
     }
 
     /// How many of `bytes` are in memory on this process's account. `None` where the system does not tell.

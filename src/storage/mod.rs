@@ -201,6 +201,32 @@ impl Storage {
         }
     }
 
+    /// What of the file may have come into this process's memory with `bytes` when these were touched: the system maps neighbours that
+    /// it has at hand.
+    pub(crate) fn mapped_with(&self, bytes: Range<u64>) -> Range<u64> {
+        match &self.bytes {
+            Bytes::Mapped(_, mapping) => mapping.mapped_with(bytes),
+            Bytes::Read(_) | Bytes::Memory(_) => bytes,
+        }
+    }
+
+    /// Tells the system that pages will be dropped one by one.
+    pub(crate) fn expect_drops(&self) {
+        if let Bytes::Mapped(_, mapping) = &self.bytes {
+            mapping.forbid_huge_pages();
+        }
+    }
+
+    /// The pages of a file that have a part in `bytes`.
+    pub(crate) fn pages_around(bytes: Range<u64>) -> Range<u64> {
+        pages::pages_around(bytes)
+    }
+
+    /// What of a file may leave the page cache only together with `bytes`.
+    pub(crate) fn cached_with(bytes: Range<u64>) -> Range<u64> {
+        pages::blocks_around(bytes)
+    }
+
     /// How many of `bytes` are in physical memory on this process's account, through the mapping: 0 where there is none, `None` where
     /// the system does not tell.
     pub fn resident(&self, bytes: Range<u64>) -> Option<u64> {

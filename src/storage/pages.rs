@@ -22,6 +22,29 @@ pub(super) fn whole_pages(bytes: Range<u64>, len: u64) -> Range<u64> {
     start..stop
 }
 
+/// The pages that have a part in `bytes`, as bytes.
+pub(super) fn pages_around(bytes: Range<u64>) -> Range<u64> {
+    hull(bytes, page_size())
+}
+
+/// The blocks of 2 MiB that have a part in `bytes`: what the system may treat as one.
+///
+/// Given addresses, this is what a touch may have mapped besides, where the page cache had it at hand. Linux maps blocks of 64 KiB around a
+/// touched page (fault_around_bytes); from 6.18 on the rest of its folio too, as far as one page table reaches. Given places in a
+/// file, it is where the folios lie that have a part in `bytes`: a folio leaves the page cache as a whole or not at all. (Where
+/// pages are larger than 4 KiB, so can folios be, but those are rare.)
+pub(super) fn blocks_around(bytes: Range<u64>) -> Range<u64> {
+    hull(bytes, 2 * 1024 * 1024)
+}
+
+/// All blocks of a size that have a part in `bytes`.
+fn hull(bytes: Range<u64>, block: u64) -> Range<u64> {
+    if bytes.is_empty() {
+        return bytes;
+    }
+    bytes.start - bytes.start % block..bytes.end.checked_next_multiple_of(block).unwrap_or(bytes.end)
+}
+
 /// How many of the `bytes` at these addresses are in memory and mapped into this process: those that its resident set size counts.
 /// `None` where the system does not tell.
 pub(super) fn mapped_bytes(bytes: Range<u64>) -> Option<u64> {
@@ -58,6 +81,16 @@ mod tests {
         assert_eq!(whole_pages(page..3 * page + 1, 3 * page + 1), page..3 * page + 1);
         assert!(whole_pages(1..page, 9 * page).is_empty());
         assert!(whole_pages(u64::MAX - 1..u64::MAX, u64::MAX).is_empty());
+    }
+
+    #[test]
+    fn pages_around_and_blocks_around_round_outward() {
+        let page = page_size();
+        assert_eq!(pages_around(1..page + 1), 0..2 * page);
+        assert_eq!(pages_around(page..2 * page), page..2 * page);
+        assert_eq!(pages_around(page + 5..page + 5), page + 5..page + 5);
+        assert_eq!(pages_around(u64::MAX - 1..u64::MAX).end, u64::MAX);
+        assert_eq!(blocks_around((2 << 20) + 1..(4 << 20) + 1), 2 << 20..6 << 20);
     }
 
     #[test]

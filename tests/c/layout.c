@@ -56,6 +56,16 @@ AT(st_view, strides, 528);
 AT(st_view, nbytes, 1040);
 AT(st_view, contiguous, 1048);
 
+SIZE(st_residency_info, 64);
+AT(st_residency_info, resident_bytes, 0);
+AT(st_residency_info, in_use_bytes, 8);
+AT(st_residency_info, copied_bytes, 16);
+AT(st_residency_info, charged_bytes, 24);
+AT(st_residency_info, budget, 32);
+AT(st_residency_info, hits, 40);
+AT(st_residency_info, misses, 48);
+AT(st_residency_info, evictions, 56);
+
 SIZE(st_layout, 56);
 AT(st_layout, struct_size, 0);
 AT(st_layout, device_matrix, 8);
@@ -72,13 +82,14 @@ DTYPES(DTYPE)
 
 static_assert(ST_STORAGE_AUTO == 0 && ST_STORAGE_MMAP == 1 && ST_STORAGE_READ == 2 && ST_STORAGE_MEMORY == 3, "");
 static_assert(ST_OPEN_COPY_ON_WRITE == 1 && ST_OPEN_POPULATE == 2 && ST_OPEN_LOCK == 4, "");
+static_assert(ST_OPEN_FOLLOW_LINKS == 8 && ST_EVICT_PAGE_CACHE == 1 && ST_ALL == SIZE_MAX, "");
 static_assert(ST_END == UINT64_MAX && ST_MAX_RANK == 64, "");
 static_assert(sizeof(((st_view *)0)->shape) == ST_MAX_RANK * sizeof(uint64_t), "");
 
 int main(void) {
     const st_open_options options = ST_OPEN_OPTIONS_INIT;
     const st_layout layout = ST_LAYOUT_INIT;
-    if (options.struct_size != sizeof(options) || options.storage != 0 || options.flags != 0)
+    if (options.struct_size != sizeof(options) || options.storage != 0 || options.flags != 0 || options.budget != 0)
         return 1;
     if (layout.struct_size != sizeof(layout) || layout.device_matrix || layout.device_dims != 0 || layout.tensor_map)
         return 1;

@@ -12,6 +12,7 @@ mod random;
 mod ranks;
 mod real_files;
 mod reference;
+mod residency;
 mod resident;
 mod sample;
 mod shards;
