@@ -135,15 +135,22 @@ impl<C: Clock> Ledger<C> {
         let Some(slot) = self.slot(index) else { return self.hold_absent(index, hold, source) };
         match slot.hold(hold) {
             Held::Yes => {
-                if hold == Hold::Pin {
-                    slot.count_hit(self.clock.now());
-                }
                 self.wait_for_evictions();
-                Ok(slot.start())
+                Ok(self.found(slot, hold))
             }
             Held::NotResident => self.hold_absent(index, hold, source),
             Held::TooManyPins => Err(AcquireError::TooManyPins),
         }
+    }
+
+    /// Notes that a piece was resident, and gives its first byte.
+    #[inline]
+    fn found(&self, slot: &Slot, hold: Hold) -> NonNull<u8> {
+        // What is kept never goes, so it does not matter when it was used.
+        if hold == Hold::Pin {
+            slot.count_hit(self.clock.now());
+        }
+        slot.start()
     }
 
     /// Waits until no page is dropped that the caller, who has just taken hold of a piece, may share.
@@ -167,12 +174,7 @@ impl<C: Clock> Ledger<C> {
         let mut books = self.lock();
         loop {
             match slot.hold(hold) {
-                Held::Yes => {
-                    if hold == Hold::Pin {
-                        slot.count_hit(self.clock.now());
-                    }
-                    return Ok(slot.start());
-                }
+                Held::Yes => return Ok(self.found(slot, hold)),
                 Held::TooManyPins => return Err(AcquireError::TooManyPins),
                 Held::NotResident if slot.state().is(State::FILLING) => {
                     books = self.shared.filled.wait(books).unwrap_or_else(PoisonError::into_inner);

@@ -6,6 +6,7 @@ use super::mock::Mock;
 use crate::storage::{Buffer, StorageError};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::Barrier;
 
 const PIECES: usize = 24;
 const THREADS: usize = 16;
@@ -147,6 +148,23 @@ fn pieces_in_use_stay_whatever_threads_do() {
     let stats = ledger.total_stats(&pieces);
     assert_eq!((stats.charged_bytes, stats.copied_bytes), (0, 0));
     assert_eq!(stats.misses, stats.evictions);
+}
+
+#[test]
+fn acquire_reads_a_copy_once_for_all_threads() {
+    for _ in 0..ROUNDS / 100 {
+        let (ledger, mock, start) = (Ledger::new(1, NBYTES), Mock::new([(NBYTES, false)]), Barrier::new(4));
+        let acquire = || {
+            start.wait();
+            ledger.acquire(0, &mock).unwrap().as_ptr() as usize
+        };
+        let pointers =
+            std::thread::scope(|threads| [(); 4].map(|()| threads.spawn(acquire)).map(|t| t.join().unwrap()));
+        assert_eq!(pointers, [pointers[0]; 4]);
+        assert_eq!(mock.copies.load(SeqCst), 1);
+        let stats = ledger.stats(0, &mock);
+        assert_eq!((stats.pins, stats.hits, stats.misses), (4, 3, 1));
+    }
 }
 
 #[test]
