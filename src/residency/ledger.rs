@@ -4,7 +4,7 @@ use super::clock::{Clock, Monotonic};
 use super::evict::Freed;
 use super::queue::Queue;
 use super::slot::{Held, Hold, Slot, State};
-use super::sync::{AtomicBool, Condvar, Mutex, MutexGuard};
+use super::sync::{AtomicBool, Condvar, Mutex, MutexGuard, OnceLock};
 use super::table::Table;
 use super::{AcquireError, NotInUse, Source, Stats};
 use crate::storage::{Buffer, StorageError};
@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::Acquire;
-use std::sync::{OnceLock, PoisonError};
+use std::sync::PoisonError;
 
 /// Keeps account of the pieces of memory `0..len`. May be used from any number of threads.
 ///
