@@ -4,7 +4,7 @@ use super::clock::{Clock, Monotonic};
 use super::evict::Freed;
 use super::queue::Queue;
 use super::slot::{Held, Hold, Slot, State};
-use super::sync::{AtomicBool, Condvar, Mutex, MutexGuard};
+use super::sync::{AtomicBool, Condvar, Mutex, MutexGuard, OnceLock};
 use super::table::Table;
 use super::{AcquireError, NotInUse, Source, Stats};
 use crate::storage::{Buffer, StorageError};
@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::Acquire;
-use std::sync::{OnceLock, PoisonError};
+use std::sync::PoisonError;
 
 /// Keeps account of the pieces of memory `0..len`. May be used from any number of threads.
 ///
@@ -141,15 +141,22 @@ impl<C: Clock> Ledger<C> {
         let Some(slot) = self.slot(index) else { return self.hold_absent(index, hold, source) };
         match slot.hold(hold) {
             Held::Yes => {
-                if hold == Hold::Pin {
-                    slot.count_hit(self.clock.now());
-                }
                 self.wait_for_evictions();
-                Ok(slot.start())
+                Ok(self.found(slot, hold))
             }
             Held::NotResident => self.hold_absent(index, hold, source),
             Held::TooManyPins => Err(AcquireError::TooManyPins),
         }
+    }
+
+    /// Notes that a piece was resident, and gives its first byte.
+    #[inline]
+    fn found(&self, slot: &Slot, hold: Hold) -> NonNull<u8> {
+        // What is kept never goes, so it does not matter when it was used.
+        if hold == Hold::Pin {
+            slot.count_hit(self.clock.now());
+        }
+        slot.start()
     }
 
     /// Waits until no page is dropped that the caller, who has just taken hold of a piece, may share.
@@ -173,12 +180,7 @@ impl<C: Clock> Ledger<C> {
         let mut books = self.lock();
         loop {
             match slot.hold(hold) {
-                Held::Yes => {
-                    if hold == Hold::Pin {
-                        slot.count_hit(self.clock.now());
-                    }
-                    return Ok(slot.start());
-                }
+                Held::Yes => return Ok(self.found(slot, hold)),
                 Held::TooManyPins => return Err(AcquireError::TooManyPins),
                 Held::NotResident if slot.state().is(State::FILLING) => {
                     books = self.shared.filled.wait(books).unwrap_or_else(PoisonError::into_inner);

@@ -86,10 +86,10 @@ mod tests {
     }
 
     #[test]
-    fn claim_oldest_ends_though_pieces_are_used_meanwhile() {
-        let (slots, mut queue) = queue(&[1, 2]);
-        slots[0].count_hit(100);
-        slots[1].count_hit(90);
-        assert_eq!(claim_all(&slots, &mut queue, 50), [1, 0]);
+    fn claim_oldest_takes_what_is_used_during_the_eviction_as_used_once() {
+        let (slots, mut queue) = queue(&[1, 60, 70]);
+        slots[0].count_hit(65);
+        slots[1].count_hit(100);
+        assert_eq!(claim_all(&slots, &mut queue, 50), [1, 0, 2]);
     }
 }

@@ -1,4 +1,6 @@
 //! Many threads at once: what is pinned stays as it is, and the budget holds.
+//!
+//! All threads are joined one by one: ThreadSanitizer does not see the end of a scope.
 
 use super::super::ledger::Ledger;
 use super::super::{AcquireError, Source};
@@ -6,6 +8,7 @@ use super::mock::Mock;
 use crate::storage::{Buffer, StorageError};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::Barrier;
 
 const PIECES: usize = 24;
 const THREADS: usize = 16;
@@ -83,8 +86,7 @@ fn random(state: &mut u64) -> usize {
     (*state >> 11) as usize
 }
 
-fn use_pieces(ledger: &Ledger, pieces: &Pieces, thread: usize) {
-    let mut state = 0x9e37_79b9_7f4a_7c15 ^ (thread as u64 + 1);
+fn use_pieces(ledger: &Ledger, pieces: &Pieces, mut state: u64) {
     for _ in 0..ROUNDS {
         // Few pieces are used often, so that hits and misses meet.
         let index = random(&mut state) % PIECES * (random(&mut state) % 4) / 3;
@@ -116,16 +118,11 @@ fn pieces_in_use_stay_whatever_threads_do() {
     let (small, large) = (4 * NBYTES, 12 * NBYTES);
     let (ledger, pieces) = (Ledger::new(PIECES, large), Pieces::new());
     let done = AtomicBool::new(false);
+    let (l, p) = (&ledger, &pieces);
     std::thread::scope(|threads| {
-        let users: Vec<_> = (0..THREADS)
-            .map(|thread| {
-                threads.spawn({
-                    let (l, p) = (&ledger, &pieces);
-                    move || use_pieces(l, p, thread)
-                })
-            })
-            .collect();
-        threads.spawn(|| {
+        let seeds = std::array::from_fn::<u64, THREADS, _>(|thread| 0x9e37_79b9_7f4a_7c15 ^ (thread as u64 + 1));
+        let users = seeds.map(|seed| threads.spawn(move || use_pieces(l, p, seed)));
+        let budgets = threads.spawn(|| {
             while !done.load(SeqCst) {
                 for budget in [small, large] {
                     ledger.set_budget(budget, &pieces);
@@ -134,9 +131,10 @@ fn pieces_in_use_stay_whatever_threads_do() {
                 }
             }
         });
-        let results: Vec<_> = users.into_iter().map(|user| user.join()).collect();
+        let ok = users.map(|user| user.join().is_ok());
         done.store(true, SeqCst);
-        assert!(results.iter().all(Result::is_ok));
+        budgets.join().unwrap();
+        assert_eq!(ok, [true; THREADS]);
     });
     ledger.set_budget(small, &pieces);
     let stats = ledger.total_stats(&pieces);
@@ -150,26 +148,44 @@ fn pieces_in_use_stay_whatever_threads_do() {
 }
 
 #[test]
+fn acquire_reads_a_copy_once_for_all_threads() {
+    for _ in 0..ROUNDS / 100 {
+        let (ledger, mock, start) = (Ledger::new(1, NBYTES), Mock::new([(NBYTES, false)]), Barrier::new(4));
+        let acquire = || {
+            start.wait();
+            ledger.acquire(0, &mock).unwrap().as_ptr() as usize
+        };
+        let pointers =
+            std::thread::scope(|threads| [(); 4].map(|()| threads.spawn(acquire)).map(|t| t.join().unwrap()));
+        assert_eq!(pointers, [pointers[0]; 4]);
+        assert_eq!(mock.copies.load(SeqCst), 1);
+        let stats = ledger.stats(0, &mock);
+        assert_eq!((stats.pins, stats.hits, stats.misses), (4, 3, 1));
+    }
+}
+
+#[test]
 fn eviction_keeps_up_with_threads_that_never_stop() {
     let (ledger, pieces) = (Ledger::new(PIECES, 0), Pieces::new());
     let done = AtomicBool::new(false);
+    let (l, p, d) = (&ledger, &pieces, &done);
     std::thread::scope(|threads| {
-        for thread in 0..4 {
-            let (ledger, pieces, done) = (&ledger, &pieces, &done);
+        let users = [0, 1, 2, 3].map(|first| {
             threads.spawn(move || {
-                while !done.load(SeqCst) {
-                    for index in (thread..PIECES).step_by(4) {
-                        ledger.acquire(index, pieces).unwrap();
-                        ledger.release(index, pieces).unwrap();
+                while !d.load(SeqCst) {
+                    for index in (first..PIECES).step_by(4) {
+                        l.acquire(index, p).unwrap();
+                        l.release(index, p).unwrap();
                     }
                 }
-            });
-        }
+            })
+        });
         for _ in 0..ROUNDS / 10 {
             // No more than each thread's one piece is in use at any time.
             ledger.set_budget(5 * NBYTES, &pieces);
             ledger.set_budget(0, &pieces);
         }
         done.store(true, SeqCst);
+        assert_eq!(users.map(|user| user.join().is_ok()), [true; 4]);
     });
 }
