@@ -690,7 +690,7 @@ typedef struct st_residency_info {
     uint64_t budget;
     /** How often st_acquire found the tensor held. */
     uint64_t hits;
-    /** How often it did not. */
+    /** How often it did not, or st_tensor_ptr made a copy. */
     uint64_t misses;
     /** How often it was evicted, by st_evict or to make room. */
     uint64_t evictions;
@@ -750,7 +750,7 @@ st_status st_release(st_checkpoint *checkpoint,
 /**
  * Takes a tensor out of memory now, whether it was acquired or only touched: its copy is freed, or its pages leave this process (they
  * stay in the page cache unless flags say otherwise). Pointers into a mapping stay valid: pages come back when they are touched. A page
- * stays that a tensor in use has a part in. After ST_OPEN_COPY_ON_WRITE nothing that was written is lost: copies stay, and the
+ * stays that another tensor has a part in which is held: acquired, and not evicted since. After ST_OPEN_COPY_ON_WRITE nothing that was written is lost: copies stay, and the
  * system is asked to reclaim pages, which takes those that were not written to, as far as it allows (MADV_PAGEOUT).
  *
  * index: a tensor, or ST_ALL for all that are not in use. flags: 0 or ST_EVICT_PAGE_CACHE.
@@ -775,7 +775,7 @@ st_status st_evict(st_checkpoint *checkpoint,
  *
  * bytes: 0 for no budget.
  *
- * ST_ERR_UNSUPPORTED: opened with ST_OPEN_LOCK.
+ * ST_ERR_UNSUPPORTED: opened with ST_OPEN_LOCK, and bytes is not 0.
  * ST_ERR_INVALID_ARGUMENT: a NULL.
  */
 st_status st_set_budget(st_checkpoint *checkpoint,

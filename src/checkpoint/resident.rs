@@ -116,7 +116,7 @@ impl Checkpoint {
     /// Takes tensor `index` out of memory: its copy is freed, or its pages leave this process. Pointers to it stay valid, and its pages
     /// come back when they are touched. With `page_cache` they also leave the page cache, where no other process has them mapped.
     ///
-    /// Pages that a tensor in use has a part in stay, and so do pages that were written to after copy-on-write.
+    /// Pages that another tensor has a part in which is held stay, and so do pages that were written to after copy-on-write.
     ///
     /// # Errors
     ///
@@ -128,14 +128,13 @@ impl Checkpoint {
         self.expect_drops();
         let evicted = self.ledger.evict(index, self);
         evicted.map_err(|_| Error::InUse { tensor: excerpt(tensor.name()) })?;
-        self.ledger.while_evicting(|in_use| {
-            if in_use(index) {
-                return;
-            }
-            self.drop_pages_of(&tensor);
-            tensor.shard.storage.drop_pages(self.pages_of(&tensor, in_use));
-            if page_cache {
-                self.drop_cached_of(&tensor, in_use);
+        self.ledger.drop_pages(|is_held| {
+            // Another thread may have acquired it meanwhile.
+            if !is_held(index) {
+                self.drop_pages_of(&tensor, is_held);
+                if page_cache {
+                    self.drop_cached_of(&tensor, is_held);
+                }
             }
         });
         Ok(())
@@ -150,9 +149,9 @@ impl Checkpoint {
         self.check_not_locked()?;
         self.expect_drops();
         self.ledger.evict_all(self);
-        self.ledger.while_evicting(|in_use| {
+        self.ledger.drop_pages(|is_held| {
             for (number, shard) in self.shards.list().iter().enumerate() {
-                self.neighbours.unused(&self.shards, number, 0..shard.storage.size(), in_use, |bytes| {
+                self.neighbours.unused(&self.shards, number, 0..shard.storage.size(), is_held, |bytes| {
                     shard.storage.drop_pages(bytes.clone());
                     if page_cache {
                         shard.storage.drop_cached(bytes);
@@ -171,8 +170,6 @@ impl Checkpoint {
     pub fn set_budget(&self, bytes: u64) -> Result<(), Error> {
         if bytes > 0 {
             self.check_not_locked()?;
-        }
-        if bytes > 0 {
             self.expect_drops();
         }
         // After copy-on-write, pages are not dropped but read again.
@@ -259,28 +256,27 @@ impl Checkpoint {
     }
 
     /// Takes the pages of a tensor, and those that may have come in with it, out of this process's memory: all but those that a tensor
-    /// which is held has a part in. With the ledger locked, so that what is held stays so.
-    fn drop_pages_of(&self, tensor: &Tensor<'_>) {
+    /// which is held has a part in, since that may be in use.
+    fn drop_pages_of(&self, tensor: &Tensor<'_>, is_held: &dyn Fn(usize) -> bool) {
         let storage = &tensor.shard.storage;
         if storage.kind() != StorageKind::Mmap {
             return;
         }
         let came_in = storage.mapped_with(tensor.file_range());
         let near = self.neighbours.near(&self.shards, tensor, came_in);
-        let held = |other| self.ledger.is_held(other);
-        self.neighbours.unused(&self.shards, tensor.shard(), near, &held, |bytes| storage.drop_pages(bytes));
+        self.neighbours.unused(&self.shards, tensor.shard(), near, is_held, |bytes| storage.drop_pages(bytes));
     }
 
     /// Drops what may have come in with these tensors.
     fn drop_strays(&self, mut used: [usize; strays::AT_A_TIME]) {
         used.sort_unstable();
-        self.ledger.while_evicting(|_| {
+        self.ledger.drop_pages(|is_held| {
             let mut last = None;
             for tensor in used.iter().filter_map(|index| self.tensor(*index)) {
                 // Those that follow one another often lie in the same block.
                 let here = Some((tensor.shard(), tensor.shard.storage.mapped_with(tensor.file_range())));
                 if here != last {
-                    self.drop_pages_of(&tensor);
+                    self.drop_pages_of(&tensor, is_held);
                 }
                 last = here;
             }
@@ -288,18 +284,12 @@ impl Checkpoint {
     }
 
     /// Asks the system to take a tensor out of the page cache.
-    fn drop_cached_of(&self, tensor: &Tensor<'_>, in_use: &dyn Fn(usize) -> bool) {
-        let own = self.pages_of(tensor, in_use);
+    fn drop_cached_of(&self, tensor: &Tensor<'_>, is_held: &dyn Fn(usize) -> bool) {
+        let around = |limits| self.neighbours.around(&self.shards, tensor, limits, is_held);
+        let pages = around(Storage::pages_around(tensor.file_range()));
         // Where it shares a folio with what lies before, that could not leave then; what lies behind may have been read ahead.
-        let cached = Storage::cached_with(tensor.file_range());
-        let around = self.neighbours.around(&self.shards, tensor, cached, &|other| self.ledger.is_held(other));
-        tensor.shard.storage.drop_cached(own.start.min(around.start)..own.end);
-    }
-
-    /// The bytes of a tensor, and of its first and last page as far as no tensor in use has a part in these.
-    fn pages_of(&self, tensor: &Tensor<'_>, in_use: &dyn Fn(usize) -> bool) -> Range<u64> {
-        let pages = Storage::pages_around(tensor.file_range());
-        self.neighbours.around(&self.shards, tensor, pages, in_use)
+        let folios = around(Storage::cached_with(tensor.file_range()));
+        tensor.shard.storage.drop_cached(folios.start..pages.end);
     }
 
     fn expect_drops(&self) {
@@ -333,10 +323,10 @@ impl Source for Checkpoint {
         }
     }
 
-    fn drop_pages(&self, index: usize, _in_use: &dyn Fn(usize) -> bool) {
+    fn drop_pages(&self, index: usize, is_held: &dyn Fn(usize) -> bool) {
         self.strays.forget(index, self.len());
         if let Some(tensor) = self.tensor(index) {
-            self.drop_pages_of(&tensor);
+            self.drop_pages_of(&tensor, is_held);
         }
     }
 

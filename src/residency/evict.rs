@@ -7,7 +7,6 @@ use super::clock::Clock;
 use super::ledger::{Books, Ledger};
 use super::{AcquireError, InUse, Source};
 use crate::storage::Buffer;
-use std::sync::atomic::Ordering::{Relaxed, Release};
 
 /// Copies that were evicted. To be declared before the lock is taken, so that they are freed after it: giving much memory back takes
 /// long. For that moment memory can exceed the budget by what is on its way out.
@@ -135,28 +134,14 @@ impl<C: Clock> Ledger<C> {
         for index in claimed.drain(..) {
             match copies.remove(&index) {
                 Some(copy) => freed.push(copy),
-                None => self.drop_pages(index, source),
+                None => source.drop_pages(index, &|other| self.is_held(other)),
             }
         }
     }
 
-    /// Drops the pages of a piece except those that a neighbour in use has a part in.
-    fn drop_pages(&self, index: usize, source: &dyn Source) {
-        self.ask(|in_use| source.drop_pages(index, in_use));
-    }
-
-    /// Runs `drop_pages`, for pages of whatever pieces, and tells it which are in use.
-    pub(crate) fn while_evicting(&self, drop_pages: impl FnOnce(&dyn Fn(usize) -> bool)) {
+    /// Runs `drop_pages`, for pages of whatever pieces, and tells it which are held: nothing becomes held until it returns.
+    pub(crate) fn drop_pages(&self, drop_pages: impl FnOnce(&dyn Fn(usize) -> bool)) {
         let _books = self.lock();
-        self.ask(drop_pages);
-    }
-
-    /// With the mutex held: see [`Ledger::wait_for_evictions`].
-    fn ask(&self, drop_pages: impl FnOnce(&dyn Fn(usize) -> bool)) {
-        drop_pages(&|piece| {
-            self.evicting.store(true, Relaxed);
-            self.slot(piece).is_some_and(|slot| slot.is_in_use_now())
-        });
-        self.evicting.store(false, Release);
+        drop_pages(&|index| self.is_held(index));
     }
 }

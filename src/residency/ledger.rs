@@ -4,14 +4,13 @@ use super::clock::{Clock, Monotonic};
 use super::evict::Freed;
 use super::queue::Queue;
 use super::slot::{Held, Hold, Slot, State};
-use super::sync::{AtomicBool, Condvar, Mutex, MutexGuard, OnceLock};
+use super::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 use super::table::Table;
 use super::{AcquireError, NotInUse, Source, Stats};
 use crate::storage::{Buffer, StorageError};
 use std::collections::HashMap;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::Ordering::Acquire;
 use std::sync::PoisonError;
 
 /// Keeps account of the pieces of memory `0..len`. May be used from any number of threads.
@@ -22,8 +21,6 @@ pub(crate) struct Ledger<C = Monotonic> {
     pub(super) clock: C,
     /// Made on first use.
     table: OnceLock<Table>,
-    /// Pages at the edges of a piece are being dropped: see [`Ledger::wait_for_evictions`].
-    pub(super) evicting: AtomicBool,
     shared: Shared,
 }
 
@@ -66,7 +63,7 @@ impl<C: Clock> Ledger<C> {
     pub(super) fn with_clock(len: usize, budget: u64, clock: C) -> Ledger<C> {
         let books = Mutex::new(Books { budget, ..Books::default() });
         let shared = Shared { books, filled: Condvar::new() };
-        Ledger { len, clock, table: OnceLock::new(), evicting: AtomicBool::new(false), shared }
+        Ledger { len, clock, table: OnceLock::new(), shared }
     }
 
     /// Pins piece `index`, makes it the most recently used, and gives its first byte. If it is not resident, it is made so; then
@@ -113,8 +110,8 @@ impl<C: Clock> Ledger<C> {
         self.slot(index).is_some_and(|slot| slot.state().is_in_use())
     }
 
-    /// Whether piece `index` is resident. Takes no lock; what evicts may ask, and gets an answer that stays true until it returns.
-    pub(crate) fn is_held(&self, index: usize) -> bool {
+    /// Whether piece `index` is resident. As long as the mutex is held, nothing becomes so.
+    pub(super) fn is_held(&self, index: usize) -> bool {
         self.slot(index).is_some_and(|slot| slot.state().is(State::RESIDENT))
     }
 
@@ -140,10 +137,7 @@ impl<C: Clock> Ledger<C> {
     fn hold(&self, index: usize, hold: Hold, source: &dyn Source) -> Result<NonNull<u8>, AcquireError> {
         let Some(slot) = self.slot(index) else { return self.hold_absent(index, hold, source) };
         match slot.hold(hold) {
-            Held::Yes => {
-                self.wait_for_evictions();
-                Ok(self.found(slot, hold))
-            }
+            Held::Yes => Ok(self.found(slot, hold)),
             Held::NotResident => self.hold_absent(index, hold, source),
             Held::TooManyPins => Err(AcquireError::TooManyPins),
         }
@@ -157,18 +151,6 @@ impl<C: Clock> Ledger<C> {
             slot.count_hit(self.clock.now());
         }
         slot.start()
-    }
-
-    /// Waits until no page is dropped that the caller, who has just taken hold of a piece, may share.
-    ///
-    /// Who evicts a piece marks `evicting` and then looks whether its neighbours are in use, by an operation that is a change of the
-    /// neighbour's state. So is taking hold. If the evictor's comes second, it sees that the neighbour is in use. If it comes first,
-    /// the mark is seen here.
-    #[inline]
-    fn wait_for_evictions(&self) {
-        if self.evicting.load(Acquire) {
-            drop(self.lock());
-        }
     }
 
     /// Takes hold of a piece that was not resident a moment ago.

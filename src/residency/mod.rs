@@ -33,8 +33,7 @@ use std::ptr::NonNull;
 
 /// Knows the pieces. What it says of a piece never changes.
 ///
-/// All but [`Source::copy`] may be called with the ledger locked: they must not call the ledger, except through what they are given
-/// and by [`Ledger::is_held`].
+/// All but [`Source::copy`] may be called with the ledger locked: they must not call the ledger, except through what they are given.
 pub(crate) trait Source {
     /// What a piece is charged against the budget.
     fn nbytes(&self, index: usize) -> u64;
@@ -49,11 +48,8 @@ pub(crate) trait Source {
     /// It cannot be read, or there is no memory. The next call may succeed.
     fn copy(&self, index: usize) -> Result<Buffer, StorageError>;
 
-    /// Drops the pages of a piece that lies in place, except those shared with a piece for which `in_use` is true.
-    ///
-    /// From the first call of `in_use` on, threads that ask for a resident piece wait for this to return. So what belongs to this
-    /// piece alone should be dropped first.
-    fn drop_pages(&self, index: usize, in_use: &dyn Fn(usize) -> bool);
+    /// Drops the pages of a piece that lies in place, except those shared with a piece for which `is_held` is true: it may be in use.
+    fn drop_pages(&self, index: usize, is_held: &dyn Fn(usize) -> bool);
 
     /// Whether copies may be dropped and read again. Not where memory is writable: a copy may have been written to.
     fn copies_may_go(&self) -> bool;

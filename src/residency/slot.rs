@@ -113,12 +113,6 @@ impl Slot {
         State(self.state.load(Acquire))
     }
 
-    /// Whether it is in use. Other than a look at [`Slot::state`] this is a change, if one of nothing: who pins the piece later sees
-    /// all that the caller did before.
-    pub(super) fn is_in_use_now(&self) -> bool {
-        State(self.state.fetch_or(0, AcqRel)).is_in_use()
-    }
-
     /// Where it lies. To be asked by those who hold it.
     pub(super) fn start(&self) -> NonNull<u8> {
         NonNull::new(self.start.load(Relaxed)).unwrap_or(NonNull::dangling())

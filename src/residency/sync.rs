@@ -1,13 +1,13 @@
 //! What threads share: of the standard library; or of loom, which tries all orders (`scripts/loom`); or such that ThreadSanitizer sees it.
 
 #[cfg(not(all(loom, test)))]
-pub(super) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64};
+pub(super) use std::sync::atomic::{AtomicPtr, AtomicU64};
 #[cfg(not(all(any(loom, tsan), test)))]
 pub(super) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 
 #[cfg(all(loom, test))]
 pub(super) use loom::sync::{
-    atomic::{AtomicBool, AtomicPtr, AtomicU64},
+    atomic::{AtomicPtr, AtomicU64},
     Condvar, Mutex, MutexGuard,
 };
 // Loom has none, and needs none: what is in it is made under a lock.

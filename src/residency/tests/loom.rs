@@ -51,9 +51,9 @@ impl Source for Pages {
         Mock::new(vec![(NBYTES, false); index + 1]).copy(index)
     }
 
-    fn drop_pages(&self, index: usize, in_use: &dyn Fn(usize) -> bool) {
+    fn drop_pages(&self, index: usize, is_held: &dyn Fn(usize) -> bool) {
         for (page, neighbour) in [(index.checked_sub(1), index.wrapping_sub(1)), (Some(index), index + 1)] {
-            if let Some(page) = page.filter(|_| !in_use(neighbour)) {
+            if let Some(page) = page.filter(|_| !is_held(neighbour)) {
                 // SAFETY: loom checks that nobody reads or writes it.
                 self.pages[page].with_mut(|page| unsafe { page.write_volatile(1) });
             }

@@ -79,8 +79,8 @@ impl Source for Mock {
         Ok(buffer)
     }
 
-    fn drop_pages(&self, index: usize, in_use: &dyn Fn(usize) -> bool) {
-        assert!(!in_use(index), "piece {index} is dropped in use");
+    fn drop_pages(&self, index: usize, is_held: &dyn Fn(usize) -> bool) {
+        assert!(!is_held(index), "piece {index} is dropped while it is held");
         self.dropped.lock().unwrap().push(index);
     }
 

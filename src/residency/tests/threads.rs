@@ -62,12 +62,12 @@ impl Source for Pieces {
         self.copies.copy(index)
     }
 
-    fn drop_pages(&self, index: usize, in_use: &dyn Fn(usize) -> bool) {
-        assert!(!in_use(index), "piece {index} is dropped in use");
-        if index == 0 || !in_use(index - 1) {
+    fn drop_pages(&self, index: usize, is_held: &dyn Fn(usize) -> bool) {
+        assert!(!is_held(index), "piece {index} is dropped while it is held");
+        if index == 0 || !is_held(index - 1) {
             self.pages[index].store(false, SeqCst);
         }
-        if index + 1 == PIECES || !in_use(index + 1) {
+        if index + 1 == PIECES || !is_held(index + 1) {
             self.pages[index + 1].store(false, SeqCst);
         }
         self.drops.fetch_add(1, SeqCst);
