@@ -37,8 +37,10 @@
  *   Units.     Sizes and offsets are in bytes and say so (nbytes); shapes, ranges and strides are in elements.
  *   Threads.   Every function may be called from any thread, at the same time, on the same handle. A handle must not be closed for the
  *              last time while another thread still uses it; let each thread that may outlive the others hold a reference.
- *              After fork() the handle works in both processes, if no other thread was inside this library during the fork.
- *   Signals.   A pointer into a mapping (st_tensor_ptr, st_tensor_view, st_tensor_dlpack) is memory like any mapped file: if
+ *              After fork() the handle works in both processes, if no other thread was inside this library during the fork. (The
+ *              library's own threads are no matter: st_open has ended its before it returns, that of st_prefetch stays with the
+ *              parent, and so does what it has yet to read. All signals are blocked in them.)
+ *   Signals.   A pointer into a mapping (st_tensor_ptr, st_tensor_view, st_tensor_dlpack, st_acquire) is memory like any mapped file: if
  *              another program truncates the file, touching the lost pages raises SIGBUS; if it overwrites the file, the bytes
  *              change. Open with ST_STORAGE_READ where files are not under your control. Nothing else in this library can
  *              raise a signal; st_tensor_read reports ST_ERR_TRUNCATED instead. (Replacing a file by rename is always safe.
@@ -190,14 +192,20 @@ typedef struct st_error {
 #define ST_ERR_INDEX_DUPLICATE 404
 /** The index names a tensor that its shard lacks, or lacks a tensor that a shard has. */
 #define ST_ERR_INDEX_MISMATCH 405
-/** A shard that the index, or the numbers in the names of the others, asks for is not there. */
+/** A shard that the index, or the numbers in the names of the others, asks for is not there; or the index is a dangling link. */
 #define ST_ERR_SHARD_MISSING 406
-/** The path of a shard is absolute, or leads outside of the checkpoint's folder. */
+
+/**
+ * The path of a shard is absolute, or it or that of the index leads outside of the checkpoint's folder, or to another file now than a moment
+ * ago: the folder must not change while it is opened.
+ */
 #define ST_ERR_SHARD_OUTSIDE 407
 /** The folder has no index and no .safetensors file. */
 #define ST_ERR_FOLDER_EMPTY 408
 /** The folder has several indices, or several files that are not the shards of one checkpoint. */
 #define ST_ERR_FOLDER_AMBIGUOUS 409
+/** Two names of shards lead to the same file. */
+#define ST_ERR_SHARD_TWICE 410
 
 /**
  * Returns the name of a status as it is spelled in this header, for example "ST_ERR_NOT_FOUND"; NULL for a number that is none. The
@@ -309,7 +317,7 @@ st_status st_dtype_from_name(const char *name, st_dtype *out);
 
 /**
  * Read all of the file in before st_open returns: into the mapping (before Linux 5.14: into the page cache), where an error of the disk
- * is reported as ST_ERR_IO rather than raised as SIGBUS later; without a mapping, start reading ahead into the page cache.
+ * is reported as ST_ERR_IO rather than raised as SIGBUS later; without a mapping, start reading ahead into the page cache, as st_prefetch does.
  */
 #define ST_OPEN_POPULATE 2
 
@@ -336,7 +344,7 @@ typedef struct st_open_options {
     int32_t storage;
     /** ST_OPEN_*, or'ed. */
     uint32_t flags;
-    /** The most bytes of tensors to hold in memory; 0 for no limit. See st_set_budget. */
+    /** The most bytes of tensors to hold in memory; 0 for no limit. See st_set_budget. Not with ST_OPEN_LOCK: ST_ERR_UNSUPPORTED. */
     uint64_t budget;
 } st_open_options;
 
@@ -359,13 +367,16 @@ typedef struct st_open_options {
  * options: NULL for the defaults.
  * out: receives the handle, with one reference that the caller must st_close; NULL on failure.
  *
- * ST_ERR_IO: a file is absent (os_error is ENOENT), not readable (EACCES), or the disk failed.
+ * Each shard keeps a descriptor open. Files and folders whose names begin with a dot are not looked at.
+ *
+ * ST_ERR_IO: a file is absent (os_error is ENOENT), not readable (EACCES), or the disk failed; or there are more shards than descriptors
+ * (EMFILE).
  * ST_ERR_NOT_A_FILE: path, or a shard, is a FIFO, a socket or a device, or a shard is a directory.
  * ST_ERR_HEADER_* to ST_ERR_TRAILING_BYTES, ST_ERR_TRUNCATED: a file breaks a rule of the format; each has a code of its own.
  * The rules are those of the reference implementation (github.com/huggingface/safetensors, 0.8), and stricter in that
  * duplicate names and names with a NUL are refused; ST_ERR_DUPLICATE_NAME also if two shards have the same name.
  * ST_ERR_INDEX_*: the index is not one, or it and the shards contradict each other.
- * ST_ERR_SHARD_MISSING, ST_ERR_SHARD_OUTSIDE: a shard is not there, or not in the folder.
+ * ST_ERR_SHARD_MISSING, ST_ERR_SHARD_OUTSIDE, ST_ERR_SHARD_TWICE: a shard is not there, or not in the folder, or there twice.
  * ST_ERR_FOLDER_EMPTY, ST_ERR_FOLDER_AMBIGUOUS: the folder holds no checkpoint, or more than one.
  * ST_ERR_NO_MEMORY: no memory for a header or the index (at most 100 MB each) or the directory.
  * ST_ERR_UNSUPPORTED: the options ask for what the storage cannot do.
@@ -395,7 +406,8 @@ st_status st_open_buffer(const void *data,
 struct st_checkpoint *st_retain(struct st_checkpoint *checkpoint);
 
 /**
- * Drops one reference; NULL is fine. With the last one the file is unmapped, copies are freed, and every pointer that came from the
+ * Drops one reference; NULL is fine. With the last one the files are unmapped, copies are freed, the thread of st_prefetch is
+ * waited for (which takes it no longer than the request that it is in), and every pointer that came from the
  * handle is dead, except DLPack tensors, which hold references of their own.
  */
 void st_close(struct st_checkpoint *checkpoint);
@@ -698,7 +710,7 @@ typedef struct st_residency_info {
 
 /**
  * Asks for tensors to be read into the page cache, in the order given, and returns at once: a thread of the library's own reads, after what
- * it was asked for before. It starts with the first call and ends in st_close. With a budget, at most so many bytes are read for a
+ * it was asked for before. It starts with the first call and ends when the last reference is closed. With a budget, at most so many bytes are read for a
  * call; tensors beyond them are left out. This is advice: calls that come much faster than the disk reads are forgotten, and errors
  * show when the tensors are used. Nothing is held, acquired or copied. Over a buffer this does nothing.
  *

@@ -68,6 +68,20 @@ pub enum Error {
         /// How it leads there.
         how: &'static str,
     },
+    /// Two names of shards lead to the same file.
+    SameFile {
+        /// Path of the index or folder.
+        path: String,
+        /// The first name.
+        first: String,
+        /// The second name.
+        second: String,
+    },
+    /// A shard was replaced by another file while the checkpoint was opened.
+    ShardReplaced {
+        /// Path of the shard.
+        path: String,
+    },
     /// Two shards hold tensors of the same name.
     DuplicateName {
         /// The name.
@@ -210,8 +224,14 @@ impl Display for Error {
                     Mismatch::InOtherShard => write!(f, "{}tensor {tensor} is in {shard}, not where it says", In(path)),
                 }
             }
-            Error::ShardMissing { path, shard } => write!(f, "{}the shard {} is missing", In(path), Quoted(shard)),
-            Error::ShardOutside { path, shard, how } => write!(f, "{}the shard {} {how}", In(path), Quoted(shard)),
+            Error::ShardMissing { path, shard } => write!(f, "{}{} is missing", In(path), Quoted(shard)),
+            Error::ShardOutside { path, shard, how } => write!(f, "{}{} {how}", In(path), Quoted(shard)),
+            Error::SameFile { path, first, second } => {
+                write!(f, "{}{} and {} are the same file", In(path), Quoted(first), Quoted(second))
+            }
+            Error::ShardReplaced { path } => {
+                write!(f, "{}it was replaced while the checkpoint was opened", In(path))
+            }
             Error::DuplicateName { tensor, first, second } => {
                 write!(f, "tensor {} is in {} and in {}", Quoted(tensor), Quoted(first), Quoted(second))
             }

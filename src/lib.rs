@@ -49,6 +49,7 @@ pub mod format;
 mod quote;
 mod residency;
 pub mod storage;
+mod thread;
 
 pub use checkpoint::{Checkpoint, Info, OpenOptions, Pinned, Residency, Tensor, TensorBytes, View};
 pub use error::{Error, FolderError, Mismatch};

@@ -2,12 +2,12 @@
 
 use super::shard::c_path;
 use crate::error::{Error, FolderError};
-use crate::format::{index_len, Index};
+use crate::format::{index_len, Index, MAX_SHARDS};
 use crate::quote::excerpt;
-use crate::storage::{Folder, NotInFolder, Scratch, Storage, StorageError, StorageKind, StorageOptions};
-use std::collections::BTreeSet;
-use std::ffi::{CString, OsString};
-use std::path::{Path, PathBuf};
+use crate::storage::{Folder, Found, NotInFolder, Scratch, Storage, StorageError, StorageKind, StorageOptions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CString, OsStr, OsString};
+use std::path::Path;
 
 /// MindSpore's name for an index.
 const MINDSPORE_INDEX: &str = "param_name_map.json";
@@ -28,8 +28,7 @@ pub(super) struct Parts {
 pub(super) struct Part {
     /// What the caller is told.
     pub(super) path: CString,
-    /// The same file, without symbolic links beyond the folder.
-    pub(super) file: PathBuf,
+    pub(super) file: Found,
 }
 
 /// Whether a path is that of an index rather than that of a shard. Its name decides.
@@ -40,12 +39,11 @@ pub(super) fn is_index(path: &Path) -> bool {
 /// The parts of the checkpoint in a folder.
 pub(super) fn in_folder(path: &Path, follow_links: bool) -> Result<Parts, Error> {
     let folder = open_folder(path)?;
-    let names = folder.names().map_err(|source| storage_error(path, source))?;
+    let names = folder.names(MAX_SHARDS, is_of_interest).map_err(|source| storage_error(path, source))?;
     match choose(&names) {
         Ok(Choice::Index(name)) => of_index(&folder, Path::new(name), follow_links),
         Ok(Choice::Shards(names)) => {
-            let shards = names.iter().map(|name| part(&folder, path, Path::new(name), follow_links));
-            Ok(Parts { index: None, shards: shards.collect::<Result<_, _>>()? })
+            Ok(Parts { index: None, shards: parts_at(&folder, path, names.iter().map(Path::new), follow_links)? })
         }
         Err(Refused::Missing(shard)) => Err(Error::ShardMissing { path: text(path), shard }),
         Err(Refused::Folder(source)) => Err(Error::Folder { path: text(path), source }),
@@ -63,26 +61,43 @@ pub(super) fn at_index(path: &Path, follow_links: bool) -> Result<Parts, Error> 
 fn of_index(folder: &Folder, name: &Path, follow_links: bool) -> Result<Parts, Error> {
     let path = folder.join(name);
     let file = folder.resolve(name, follow_links).map_err(|error| not_in_folder(error, folder, folder.path(), name))?;
-    let index = read_index(&path, &file)?;
+    let index = read_index(&path, &file.path)?;
     parts_of(folder, &path, name, index, follow_links)
 }
 
 fn parts_of(folder: &Folder, path: &Path, name: &Path, index: Index, follow_links: bool) -> Result<Parts, Error> {
-    let mut shards = Vec::new();
-    for shard in index.shards() {
-        shards.push(part(folder, path, Path::new(shard), follow_links)?);
-    }
-    let extra = Path::new(MINDSPORE_EXTRA);
+    let mut shards = parts_at(folder, path, index.shards().map(Path::new), follow_links)?;
     if name == Path::new(MINDSPORE_INDEX) {
-        match part(folder, path, extra, follow_links) {
+        match part(folder, path, Path::new(MINDSPORE_EXTRA), follow_links) {
             // However a map that names it spells it.
-            Ok(extra) if shards.iter().any(|shard| shard.file == extra.file) => {}
+            Ok(extra) if shards.iter().any(|shard| shard.file.id == extra.file.id) => {}
             Ok(extra) => shards.push(extra),
             Err(Error::ShardMissing { .. }) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(Parts { index: Some((c_path(path)?, index)), shards })
+}
+
+/// The parts of these names, each another file: a stranger may spell one file in a thousand ways, and have its header read as often.
+fn parts_at<'n>(
+    folder: &Folder,
+    asked_by: &Path,
+    names: impl ExactSizeIterator<Item = &'n Path>,
+    follow_links: bool,
+) -> Result<Vec<Part>, Error> {
+    let mut parts: Vec<Part> = Vec::new();
+    parts.try_reserve_exact(names.len().saturating_add(1)).map_err(|_| Error::NoMemory)?;
+    let mut seen = BTreeMap::new();
+    for name in names {
+        let part = part(folder, asked_by, name, follow_links)?;
+        if let Some(first) = seen.insert(part.file.id, name) {
+            let [first, second] = [first, name].map(|name| excerpt(&text(name)));
+            return Err(Error::SameFile { path: text(asked_by), first, second });
+        }
+        parts.push(part);
+    }
+    Ok(parts)
 }
 
 fn part(folder: &Folder, asked_by: &Path, name: &Path, follow_links: bool) -> Result<Part, Error> {
@@ -128,6 +143,11 @@ fn text(path: &Path) -> String {
 enum Choice<'n> {
     Index(&'n OsString),
     Shards(Vec<&'n OsString>),
+}
+
+/// Whether a file may be an index or a shard.
+fn is_of_interest(name: &OsStr) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "json" || extension == "safetensors")
 }
 
 /// Why there is nothing to open in a folder.

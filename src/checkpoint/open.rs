@@ -13,7 +13,7 @@ use super::Checkpoint;
 use crate::error::Error;
 use crate::format::NameHasher;
 use crate::residency::Ledger;
-use crate::storage::{Memory, ReadAhead, Scratch, Storage, StorageError, StorageOptions};
+use crate::storage::{FileKind, Memory, ReadAhead, Scratch, Storage, StorageError, StorageOptions};
 use std::ffi::CString;
 use std::path::Path;
 
@@ -45,13 +45,14 @@ impl Checkpoint {
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Checkpoint, Error> {
         let path = path.as_ref();
         let c_path = c_path(path)?;
-        let parts = match Storage::open(path, options.storage) {
-            Err(StorageError::NotAFile { what }) if what == StorageError::A_FOLDER => {
-                in_folder(path, options.follow_links)?
+        let parts = if is_index(path) && !path.is_dir() {
+            at_index(path, options.follow_links)?
+        } else {
+            match Storage::open(path, options.storage) {
+                Ok(storage) => return Checkpoint::of_one(c_path, storage, options),
+                Err(StorageError::NotAFile(FileKind::Folder)) => in_folder(path, options.follow_links)?,
+                Err(source) => return Err(Error::Storage { path: text(&c_path), tensor: None, source }),
             }
-            Ok(_) if is_index(path) => at_index(path, options.follow_links)?,
-            Ok(storage) => return Checkpoint::of_one(c_path, storage, options),
-            Err(source) => return Err(Error::Storage { path: text(&c_path), tensor: None, source }),
         };
         Checkpoint::of_parts(&parts, options)
     }
@@ -127,7 +128,8 @@ impl Checkpoint {
 }
 
 fn open_part(part: &Part, options: StorageOptions, scratch: &mut Scratch) -> Result<Shard, Error> {
-    match Storage::open(&part.file, options) {
+    match Storage::open(&part.file.path, options) {
+        Ok(storage) if storage.file_id() != Some(part.file.id) => Err(Error::ShardReplaced { path: text(&part.path) }),
         Ok(storage) => Shard::open(part.path.clone(), storage, scratch),
         Err(source) => Err(Error::Storage { path: text(&part.path), tensor: None, source }),
     }

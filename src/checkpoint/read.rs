@@ -5,7 +5,8 @@ use crate::storage::{Storage, StorageError, StorageKind};
 use std::iter::Peekable;
 use std::mem::MaybeUninit;
 
-/// A gap between two runs of up to this many bytes is read through rather than skipped: about what a system call costs in copied bytes.
+/// A gap between two runs of up to this many bytes is read through rather than skipped. From a warm page cache a call costs as much as some
+/// 4 KiB copied, and on a disk or a network many times that.
 const MAX_GAP: u64 = 16 * 1024;
 
 /// Nor more than so many times the run after the gap: single elements of a wide row are read one by one, not with all of the row.

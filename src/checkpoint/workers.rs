@@ -1,16 +1,17 @@
 //! Doing the same to many things on several threads.
 
+use crate::thread::{self, without_signals};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 /// As many threads as cores, but a few even where there is one core, since some will wait for a disk or a network; and not too many,
 /// since each allocates memory, for which all wait on one lock of the kernel's.
 const WORKERS: RangeInclusive<usize> = 4..=16;
 
-/// Rust's own default, for which it would otherwise look into the environment, which another thread of a C program may be changing.
+/// Rust's own default.
 const STACK_BYTES: usize = 2 * 1024 * 1024;
 
 /// How many threads to give to `tasks` tasks.
@@ -55,14 +56,15 @@ pub(super) fn in_parallel<S: Default, T: Send, E: Send>(
         }
     };
     let mut others = Others(Vec::with_capacity(workers));
-    for _ in 1..workers {
-        let thread = Builder::new().name("safetensors_lazy".to_owned()).stack_size(STACK_BYTES);
-        // SAFETY: `others` waits for the thread's end before anything that `work` borrows goes, also if this one panics.
-        match unsafe { thread.spawn_unchecked(work) } {
-            Ok(other) => others.0.push(other),
-            Err(_) => break,
+    without_signals(|| {
+        for _ in 1..workers {
+            // SAFETY: `others` waits for the thread's end before anything that `work` borrows goes, also if this one panics.
+            match unsafe { thread::builder("safetensors_lazy", STACK_BYTES).spawn_unchecked(work) } {
+                Ok(other) => others.0.push(other),
+                Err(_) => break,
+            }
         }
-    }
+    });
     work();
     others.join();
     let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -93,14 +93,17 @@ pub const ST_ERR_INDEX_STRUCTURE: st_status = 403;
 pub const ST_ERR_INDEX_DUPLICATE: st_status = 404;
 /// The index names a tensor that its shard lacks, or lacks a tensor that a shard has.
 pub const ST_ERR_INDEX_MISMATCH: st_status = 405;
-/// A shard that the index, or the numbers in the names of the others, asks for is not there.
+/// A shard that the index, or the numbers in the names of the others, asks for is not there; or the index is a dangling link.
 pub const ST_ERR_SHARD_MISSING: st_status = 406;
-/// The path of a shard is absolute, or leads outside of the checkpoint's folder.
+/// The path of a shard is absolute, or it or that of the index leads outside of the checkpoint's folder, or to another file now than a moment
+/// ago: the folder must not change while it is opened.
 pub const ST_ERR_SHARD_OUTSIDE: st_status = 407;
 /// The folder has no index and no .safetensors file.
 pub const ST_ERR_FOLDER_EMPTY: st_status = 408;
 /// The folder has several indices, or several files that are not the shards of one checkpoint.
 pub const ST_ERR_FOLDER_AMBIGUOUS: st_status = 409;
+/// Two names of shards lead to the same file.
+pub const ST_ERR_SHARD_TWICE: st_status = 410;
 
 /// Where a failed call leaves the details. It lies in the caller's memory, refers to no other, and needs neither initialising nor
 /// freeing; its size never changes.
@@ -124,7 +127,7 @@ pub extern "C" fn st_status_name(status: st_status) -> *const c_char {
     named.map_or(std::ptr::null(), |(_, name)| name.as_ptr())
 }
 
-const STATUS_NAMES: [(st_status, &std::ffi::CStr); 44] = [
+const STATUS_NAMES: [(st_status, &std::ffi::CStr); 45] = [
     (ST_OK, c"ST_OK"),
     (ST_ERR_INVALID_ARGUMENT, c"ST_ERR_INVALID_ARGUMENT"),
     (ST_ERR_NOT_FOUND, c"ST_ERR_NOT_FOUND"),
@@ -169,6 +172,7 @@ const STATUS_NAMES: [(st_status, &std::ffi::CStr); 44] = [
     (ST_ERR_SHARD_OUTSIDE, c"ST_ERR_SHARD_OUTSIDE"),
     (ST_ERR_FOLDER_EMPTY, c"ST_ERR_FOLDER_EMPTY"),
     (ST_ERR_FOLDER_AMBIGUOUS, c"ST_ERR_FOLDER_AMBIGUOUS"),
+    (ST_ERR_SHARD_TWICE, c"ST_ERR_SHARD_TWICE"),
 ];
 
 impl From<&Error> for st_error {
@@ -226,7 +230,7 @@ fn status_of(error: &Error) -> st_status {
         Error::Storage { source, .. } => match source {
             StorageError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOMEM) => ST_ERR_NO_MEMORY,
             StorageError::Io { .. } => ST_ERR_IO,
-            StorageError::NotAFile { .. } => ST_ERR_NOT_A_FILE,
+            StorageError::NotAFile(_) => ST_ERR_NOT_A_FILE,
             StorageError::Truncated { .. } => ST_ERR_TRUNCATED,
             StorageError::NoMemory { .. } => ST_ERR_NO_MEMORY,
             StorageError::Unsupported(_) => ST_ERR_UNSUPPORTED,
@@ -247,7 +251,8 @@ fn status_of(error: &Error) -> st_status {
         },
         Error::IndexMismatch { .. } => ST_ERR_INDEX_MISMATCH,
         Error::ShardMissing { .. } => ST_ERR_SHARD_MISSING,
-        Error::ShardOutside { .. } => ST_ERR_SHARD_OUTSIDE,
+        Error::ShardOutside { .. } | Error::ShardReplaced { .. } => ST_ERR_SHARD_OUTSIDE,
+        Error::SameFile { .. } => ST_ERR_SHARD_TWICE,
         Error::DuplicateName { .. } => ST_ERR_DUPLICATE_NAME,
         Error::Folder { source, .. } => match source {
             FolderError::Empty => ST_ERR_FOLDER_EMPTY,

@@ -32,7 +32,7 @@ pub const ST_STORAGE_MEMORY: i32 = 3;
 /// when they are first pointed to.)
 pub const ST_OPEN_COPY_ON_WRITE: u32 = 1;
 /// Read all of the file in before st_open returns: into the mapping (before Linux 5.14: into the page cache), where an error of the disk
-/// is reported as ST_ERR_IO rather than raised as SIGBUS later; without a mapping, start reading ahead into the page cache.
+/// is reported as ST_ERR_IO rather than raised as SIGBUS later; without a mapping, start reading ahead into the page cache, as st_prefetch does.
 pub const ST_OPEN_POPULATE: u32 = 2;
 /// Lock the mapping into physical memory. Needs RLIMIT_MEMLOCK, or fails with ST_ERR_IO or ST_ERR_NO_MEMORY; ST_ERR_UNSUPPORTED
 /// where there is no mapping. With ST_OPEN_COPY_ON_WRITE every page becomes a private copy.
@@ -51,7 +51,7 @@ pub struct st_open_options {
     pub storage: i32,
     /// ST_OPEN_*, or'ed.
     pub flags: u32,
-    /// The most bytes of tensors to hold in memory; 0 for no limit. See st_set_budget.
+    /// The most bytes of tensors to hold in memory; 0 for no limit. See st_set_budget. Not with ST_OPEN_LOCK: ST_ERR_UNSUPPORTED.
     pub budget: u64,
 }
 
@@ -78,13 +78,16 @@ unsafe impl Options for st_open_options {
 /// options: NULL for the defaults.
 /// out: receives the handle, with one reference that the caller must st_close; NULL on failure.
 ///
-/// ST_ERR_IO: a file is absent (os_error is ENOENT), not readable (EACCES), or the disk failed.
+/// Each shard keeps a descriptor open. Files and folders whose names begin with a dot are not looked at.
+///
+/// ST_ERR_IO: a file is absent (os_error is ENOENT), not readable (EACCES), or the disk failed; or there are more shards than descriptors
+/// (EMFILE).
 /// ST_ERR_NOT_A_FILE: path, or a shard, is a FIFO, a socket or a device, or a shard is a directory.
 /// ST_ERR_HEADER_* to ST_ERR_TRAILING_BYTES, ST_ERR_TRUNCATED: a file breaks a rule of the format; each has a code of its own.
 /// The rules are those of the reference implementation (github.com/huggingface/safetensors, 0.8), and stricter in that
 /// duplicate names and names with a NUL are refused; ST_ERR_DUPLICATE_NAME also if two shards have the same name.
 /// ST_ERR_INDEX_*: the index is not one, or it and the shards contradict each other.
-/// ST_ERR_SHARD_MISSING, ST_ERR_SHARD_OUTSIDE: a shard is not there, or not in the folder.
+/// ST_ERR_SHARD_MISSING, ST_ERR_SHARD_OUTSIDE, ST_ERR_SHARD_TWICE: a shard is not there, or not in the folder, or there twice.
 /// ST_ERR_FOLDER_EMPTY, ST_ERR_FOLDER_AMBIGUOUS: the folder holds no checkpoint, or more than one.
 /// ST_ERR_NO_MEMORY: no memory for a header or the index (at most 100 MB each) or the directory.
 /// ST_ERR_UNSUPPORTED: the options ask for what the storage cannot do.
@@ -149,7 +152,8 @@ pub unsafe extern "C" fn st_retain(checkpoint: *mut st_checkpoint) -> *mut st_ch
     })
 }
 
-/// Drops one reference; NULL is fine. With the last one the file is unmapped, copies are freed, and every pointer that came from the
+/// Drops one reference; NULL is fine. With the last one the files are unmapped, copies are freed, the thread of st_prefetch is
+/// waited for (which takes it no longer than the request that it is in), and every pointer that came from the
 /// handle is dead, except DLPack tensors, which hold references of their own.
 #[no_mangle]
 pub unsafe extern "C" fn st_close(checkpoint: *mut st_checkpoint) {

@@ -38,7 +38,7 @@ pub struct st_residency_info {
 }
 
 /// Asks for tensors to be read into the page cache, in the order given, and returns at once: a thread of the library's own reads, after what
-/// it was asked for before. It starts with the first call and ends in st_close. With a budget, at most so many bytes are read for a
+/// it was asked for before. It starts with the first call and ends when the last reference is closed. With a budget, at most so many bytes are read for a
 /// call; tensors beyond them are left out. This is advice: calls that come much faster than the disk reads are forgotten, and errors
 /// show when the tensors are used. Nothing is held, acquired or copied. Over a buffer this does nothing.
 ///

@@ -23,6 +23,9 @@ use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
 
+/// The most shards that an index may name. No process can have so many files open by far.
+pub const MAX_SHARDS: usize = 65_536;
+
 /// The longest index that is accepted, in bytes.
 pub const MAX_INDEX_LEN: u64 = 100_000_000;
 
@@ -80,6 +83,10 @@ impl Index {
         let draft = read(text)?;
         if draft.entries.is_empty() {
             return Err(IndexError::Structure { reason: "it names no tensors".to_owned() });
+        }
+        if draft.shards.len() > MAX_SHARDS {
+            let reason = format!("it names {} shards, more than the limit of {MAX_SHARDS}", draft.shards.len());
+            return Err(IndexError::Structure { reason });
         }
         draft.finish().map_err(|NoRoom| IndexError::NoMemory { len })
     }

@@ -15,10 +15,7 @@ pub enum StorageError {
         source: io::Error,
     },
     /// The path leads to something that is not a regular file.
-    NotAFile {
-        /// What it is: "a directory", "a FIFO", "a device", "a socket".
-        what: &'static str,
-    },
+    NotAFile(FileKind),
     /// The file has become shorter than it was when it was opened.
     Truncated {
         /// First byte that was asked for.
@@ -38,11 +35,33 @@ pub enum StorageError {
 }
 
 impl StorageError {
-    /// What a [`StorageError::NotAFile`] says of a folder.
-    pub(crate) const A_FOLDER: &'static str = "a directory";
-
     pub(super) fn io(action: &'static str, source: io::Error) -> StorageError {
         StorageError::Io { action, source }
+    }
+}
+
+/// What a path leads to that is no regular file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FileKind {
+    /// A directory.
+    Folder,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A device.
+    Device,
+}
+
+impl Display for FileKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FileKind::Folder => "a directory",
+            FileKind::Fifo => "a FIFO",
+            FileKind::Socket => "a socket",
+            FileKind::Device => "a device",
+        })
     }
 }
 
@@ -50,7 +69,7 @@ impl Display for StorageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StorageError::Io { action, source } => write!(f, "cannot {action}: {source}"),
-            StorageError::NotAFile { what } => write!(f, "not a file but {what}"),
+            StorageError::NotAFile(kind) => write!(f, "not a file but {kind}"),
             StorageError::Truncated { offset, len, opened_len } => write!(
                 f,
                 "the file was truncated: its {len} bytes from {offset} on are not all there any more (it had {opened_len} when opened)"

@@ -1,6 +1,6 @@
 //! A folder whose files are named by strangers.
 
-use super::StorageError;
+use super::{FileId, StorageError};
 use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -13,6 +13,13 @@ pub(crate) struct Folder {
     /// Absolute, without symbolic links. Found out where links are to be judged, and not before: a process may be in a folder to which
     /// it could not find the way from the root.
     real: OnceCell<PathBuf>,
+}
+
+/// A file of a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
+    pub(crate) id: FileId,
 }
 
 /// Why a name does not lead to a file of a folder.
@@ -59,15 +66,19 @@ impl Folder {
         self.path.join(name)
     }
 
-    /// The names of all that is in the folder, hidden files aside, in byte order.
-    pub(crate) fn names(&self) -> Result<Vec<OsString>, StorageError> {
+    /// The names in the folder that are `wanted`, hidden files aside, in byte order; no more than `most` of them.
+    pub(crate) fn names(&self, most: usize, wanted: impl Fn(&OsStr) -> bool) -> Result<Vec<OsString>, StorageError> {
         let refused = |error| StorageError::io("list", error);
         let mut names = Vec::new();
         for entry in std::fs::read_dir(self.named()).map_err(refused)? {
             let name = entry.map_err(refused)?.file_name();
-            if !name.as_encoded_bytes().starts_with(b".") {
-                names.push(name);
+            if name.as_encoded_bytes().starts_with(b".") || !wanted(&name) {
+                continue;
             }
+            if names.len() >= most {
+                return Err(StorageError::Unsupported("the folder has too many files to choose from"));
+            }
+            names.push(name);
         }
         names.sort_unstable();
         Ok(names)
@@ -75,43 +86,48 @@ impl Folder {
 
     /// Where `name` leads: a path without symbolic links after the folder's own, which lies in the folder or below it. Links may lead
     /// out of it only with `follow_links`, or into the store of a Hugging Face cache that the folder belongs to.
-    pub(crate) fn resolve(&self, name: &Path, follow_links: bool) -> Result<PathBuf, NotInFolder> {
+    ///
+    /// What lies there when it is opened must be the file that was found, or the folder has been changed meanwhile.
+    pub(crate) fn resolve(&self, name: &Path, follow_links: bool) -> Result<Found, NotInFolder> {
         if name.has_root() {
             return Err(NotInFolder::Outside("is an absolute path"));
         }
         if name.components().any(|component| component == Component::ParentDir) {
             return Err(NotInFolder::Outside("leads upwards (..)"));
         }
-        if !self.has_links(name)? {
-            return Ok(self.named().join(name));
+        if let Some(found) = self.find_without_links(name)? {
+            return Ok(found);
         }
         let folder = self.real()?;
-        let file = std::fs::canonicalize(folder.join(name))?;
-        match file.starts_with(folder) || follow_links || is_in_store(folder, &file) {
-            true => Ok(file),
+        let path = std::fs::canonicalize(folder.join(name))?;
+        match path.starts_with(folder) || follow_links || is_in_store(folder, &path) {
+            true => Ok(Found { id: FileId::of(&std::fs::symlink_metadata(&path)?), path }),
             false => Err(NotInFolder::Outside("leads out of the folder by a symbolic link")),
         }
     }
 
-    /// Whether a step on the way from the folder to `name`, which leads only downwards, is a symbolic link.
-    fn has_links(&self, name: &Path) -> io::Result<bool> {
-        let mut at = self.named().to_owned();
+    /// Where `name`, which leads only downwards, leads; `None` if a step on the way is a symbolic link.
+    fn find_without_links(&self, name: &Path) -> io::Result<Option<Found>> {
+        let mut path = self.named().to_owned();
+        let mut last = std::fs::metadata(&path)?;
         for step in name.components() {
-            at.push(step);
-            if std::fs::symlink_metadata(&at)?.is_symlink() {
-                return Ok(true);
+            path.push(step);
+            last = std::fs::symlink_metadata(&path)?;
+            if last.is_symlink() {
+                return Ok(None);
             }
         }
-        Ok(false)
+        Ok(Some(Found { id: FileId::of(&last), path }))
     }
 }
 
 impl From<io::Error> for NotInFolder {
     fn from(error: io::Error) -> NotInFolder {
-        match error.kind() {
-            // A name with a NUL is none that a file can have.
-            io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => NotInFolder::Missing,
-            _ => NotInFolder::Storage(StorageError::io("open", error)),
+        // A name with a NUL, or too long, or below a file, is none that a file can have.
+        let no_such_name = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG));
+        match no_such_name || error.kind() == io::ErrorKind::InvalidInput {
+            true => NotInFolder::Missing,
+            false => NotInFolder::Storage(StorageError::io("open", error)),
         }
     }
 }
@@ -154,10 +170,10 @@ mod tests {
         let folder = Folder::open(&path).unwrap();
         let real = fs::canonicalize(&path).unwrap();
         let resolve = |name: &str| folder.resolve(Path::new(name), false);
-        assert_eq!(resolve("a").unwrap(), path.join("a"));
-        assert_eq!(resolve("./sub/b").unwrap(), path.join("sub/b"));
-        assert_eq!(resolve("inside").unwrap(), real.join("sub/b"));
-        for name in ["absent", "dangling", "a\0", "sub/absent"] {
+        assert_eq!(resolve("a").unwrap().path, path.join("a"));
+        assert_eq!(resolve("./sub/b").unwrap().path, path.join("sub/b"));
+        assert_eq!(resolve("inside").unwrap().path, real.join("sub/b"));
+        for name in ["absent", "dangling", "a\0", "sub/absent", "a/b", &"x".repeat(300)] {
             assert!(matches!(resolve(name), Err(NotInFolder::Missing)), "{name}");
         }
         assert_eq!(how_outside(&folder, "/etc/passwd"), "is an absolute path");
@@ -167,7 +183,6 @@ mod tests {
             assert!(how_outside(&folder, name).contains("symbolic link"), "{name}");
             assert!(folder.resolve(Path::new(name), true).is_ok(), "{name}");
         }
-        assert!(matches!(resolve("a/b"), Err(NotInFolder::Storage(_))));
     }
 
     #[test]
@@ -184,7 +199,7 @@ mod tests {
         symlink("../../blobs/deeper/f00d", model.join("snapshots/0123/deeper")).unwrap();
         symlink("../../refs", model.join("snapshots/0123/refs")).unwrap();
         let folder = Folder::open(&model.join("snapshots/0123")).unwrap();
-        assert!(folder.resolve(Path::new("a"), false).unwrap().ends_with("blobs/f00d"));
+        assert!(folder.resolve(Path::new("a"), false).unwrap().path.ends_with("blobs/f00d"));
         assert!(Folder::open(&model.join("snapshots/0123/vae")).unwrap().resolve(Path::new("a"), false).is_ok());
         for name in ["deeper", "refs"] {
             how_outside(&folder, name);
@@ -197,7 +212,7 @@ mod tests {
         for file in ["b", ".hidden", "a"] {
             fs::write(folder.path().join(file), "").unwrap();
         }
-        assert_eq!(Folder::open(folder.path()).unwrap().names().unwrap(), ["a", "b"]);
+        assert_eq!(Folder::open(folder.path()).unwrap().names(9, |_| true).unwrap(), ["a", "b"]);
         assert!(Folder::open(&folder.path().join("absent")).is_err());
     }
 }

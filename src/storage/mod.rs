@@ -14,9 +14,10 @@ mod pread;
 mod read_ahead;
 
 pub(crate) use buffer::{Buffer, Scratch};
-pub use error::StorageError;
-pub(crate) use folder::{Folder, NotInFolder};
+pub use error::{FileKind, StorageError};
+pub(crate) use folder::{Folder, Found, NotInFolder};
 pub use memory::Memory;
+pub(crate) use pread::FileId;
 pub(crate) use read_ahead::ReadAhead;
 
 use fs::FileSystem;
@@ -132,6 +133,14 @@ impl Storage {
             }
         }
         Ok(())
+    }
+
+    /// Which file it is; `None` for memory.
+    pub(crate) fn file_id(&self) -> Option<FileId> {
+        match &self.bytes {
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => Some(reader.id()),
+            Bytes::Memory(_) => None,
+        }
     }
 
     /// The kind that was chosen: never [`StorageKind::Auto`].

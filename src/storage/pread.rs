@@ -1,19 +1,33 @@
 //! A file read at given positions.
 
-use super::StorageError;
-use std::fs::{File, FileType, OpenOptions};
+use super::{FileKind, StorageError};
+use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+
+/// Which file it is, under whatever name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    pub(super) fn of(metadata: &Metadata) -> FileId {
+        FileId { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
 
 /// A regular file, open for reading, and its size at that moment.
 #[derive(Debug)]
 pub(super) struct Reader {
     file: Arc<File>,
+    id: FileId,
     len: u64,
 }
 
@@ -33,11 +47,15 @@ impl Reader {
         .map_err(refused)?;
         let metadata = file.metadata().map_err(refused)?;
         check_type(metadata.file_type())?;
-        Ok(Reader { len: metadata.len(), file: Arc::new(file) })
+        Ok(Reader { id: FileId::of(&metadata), len: metadata.len(), file: Arc::new(file) })
     }
 
     pub(super) fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    pub(super) fn id(&self) -> FileId {
+        self.id
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -99,14 +117,13 @@ fn read_at(file: &File, dst: &mut [MaybeUninit<u8>], offset: u64) -> io::Result<
 }
 
 fn check_type(kind: FileType) -> Result<(), StorageError> {
-    let what = match () {
+    Err(StorageError::NotAFile(match () {
         () if kind.is_file() => return Ok(()),
-        () if kind.is_dir() => StorageError::A_FOLDER,
-        () if kind.is_fifo() => "a FIFO",
-        () if kind.is_socket() => "a socket",
-        () => "a device",
-    };
-    Err(StorageError::NotAFile { what })
+        () if kind.is_dir() => FileKind::Folder,
+        () if kind.is_fifo() => FileKind::Fifo,
+        () if kind.is_socket() => FileKind::Socket,
+        () => FileKind::Device,
+    }))
 }
 
 #[cfg(test)]
@@ -139,11 +156,11 @@ mod tests {
     #[test]
     fn open_tells_files_from_other_things() {
         let what = |path: &str| match Reader::open(Path::new(path)) {
-            Err(StorageError::NotAFile { what }) => what,
+            Err(StorageError::NotAFile(kind)) => kind,
             other => panic!("{path}: {other:?}"),
         };
-        assert_eq!(what("/"), "a directory");
-        assert_eq!(what("/dev/null"), "a device");
+        assert_eq!(what("/"), FileKind::Folder);
+        assert_eq!(what("/dev/null"), FileKind::Device);
         let error = Reader::open(Path::new("/nonexistent/file")).unwrap_err();
         assert!(matches!(error, StorageError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOENT)));
     }

@@ -1,5 +1,7 @@
 //! Reading into the page cache while the caller does something else.
 
+use crate::thread::{self, without_signals};
+use memmap2::{MmapMut, MmapRaw};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -13,6 +15,9 @@ use std::thread::JoinHandle;
 /// request: at least so much.
 const CHUNK: u64 = 128 * 1024;
 
+/// The thread calls the system and nothing else.
+const STACK_BYTES: usize = 256 * 1024;
+
 /// More requests than this are not kept: they are advice.
 const MOST_REQUESTS: usize = 4096;
 
@@ -25,8 +30,7 @@ pub(crate) struct ReadAhead {
 
 #[derive(Debug)]
 struct Worker {
-    /// A child process has a copy of all this, but not the thread.
-    process: u32,
+    process: Process,
     requests: SyncSender<Request>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
@@ -45,7 +49,7 @@ impl ReadAhead {
             return;
         }
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        if worker.as_ref().is_some_and(|worker| worker.process != process::id()) {
+        if worker.as_ref().is_some_and(|worker| !worker.process.is_this()) {
             std::mem::forget(worker.take());
         }
         let request = Request { file: Arc::clone(file), bytes };
@@ -65,7 +69,7 @@ impl Drop for ReadAhead {
     fn drop(&mut self) {
         let worker = self.worker.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         match worker {
-            Some(worker) if worker.process == process::id() => worker.end(),
+            Some(worker) if worker.process.is_this() => worker.end(),
             of_another_process => std::mem::forget(of_another_process),
         }
     }
@@ -73,13 +77,13 @@ impl Drop for ReadAhead {
 
 impl Worker {
     fn start() -> Option<Worker> {
+        let process = Process::this()?;
         let (requests, receiver) = sync_channel(MOST_REQUESTS);
         let stop = Arc::new(AtomicBool::new(false));
-        // Given a size, because Rust would otherwise look for one in the environment, which is the program's.
-        let thread = std::thread::Builder::new().name("st_prefetch".to_owned()).stack_size(256 * 1024);
         let told = Arc::clone(&stop);
-        let thread = thread.spawn(move || work(&receiver, &told)).ok()?;
-        Some(Worker { process: process::id(), requests, stop, thread })
+        let spawn = || thread::builder("st_prefetch", STACK_BYTES).spawn(move || work(&receiver, &told));
+        let thread = without_signals(spawn).ok()?;
+        Some(Worker { process, requests, stop, thread })
     }
 
     fn end(self) {
@@ -87,6 +91,31 @@ impl Worker {
         drop(self.requests);
         // It does not panic; if it did, it would have ended all the same.
         let _ = self.thread.join();
+    }
+}
+
+/// Tells the process in which the thread runs from its children, which have a copy of all but the thread. Its number alone does not: in
+/// a namespace of its own a child may have the same.
+#[derive(Debug)]
+struct Process {
+    id: u32,
+    /// A page that children find empty, where the system knows how (Linux 4.14).
+    page: MmapRaw,
+}
+
+impl Process {
+    fn this() -> Option<Process> {
+        let mut page = MmapMut::map_anon(1).ok()?;
+        *page.first_mut()? = 1;
+        let page = MmapRaw::from(page);
+        // SAFETY: the page is ours, and what it holds is there to be lost.
+        unsafe { libc::madvise(page.as_mut_ptr().cast(), page.len(), libc::MADV_WIPEONFORK) };
+        Some(Process { id: process::id(), page })
+    }
+
+    fn is_this(&self) -> bool {
+        // SAFETY: a byte of the page, which nobody writes to.
+        self.id == process::id() && unsafe { self.page.as_ptr().read_volatile() } == 1
     }
 }
 

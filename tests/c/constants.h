@@ -44,7 +44,8 @@
     X(ST_ERR_SHARD_MISSING, 406)                                                                                       \
     X(ST_ERR_SHARD_OUTSIDE, 407)                                                                                       \
     X(ST_ERR_FOLDER_EMPTY, 408)                                                                                        \
-    X(ST_ERR_FOLDER_AMBIGUOUS, 409)
+    X(ST_ERR_FOLDER_AMBIGUOUS, 409)                                                                                    \
+    X(ST_ERR_SHARD_TWICE, 410)
 
 /* Dtype, number, name, bits, and the code that DLPack has for it. */
 #define DTYPES(X)                                                                                                      \

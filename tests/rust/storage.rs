@@ -149,8 +149,8 @@ fn what_is_no_file_is_refused_by_its_kind() {
     for (path, expected) in cases {
         for kind in [StorageKind::Auto, StorageKind::Mmap, StorageKind::Read] {
             match within_seconds(path, kind).unwrap_err() {
-                Error::Storage { source: StorageError::NotAFile { what }, tensor: None, .. } => {
-                    assert_eq!(what, expected)
+                Error::Storage { source: StorageError::NotAFile(kind), tensor: None, .. } => {
+                    assert_eq!(kind.to_string(), expected)
                 }
                 other => panic!("{}: {other}", path.display()),
             }
