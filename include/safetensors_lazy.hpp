@@ -578,6 +578,8 @@ public:
         using pointer = void;
         using reference = Tensor;
 
+        iterator() noexcept = default; // of no range; std::ranges asks for it
+
         Tensor operator*() const { return Tensor(handle_, indices_ ? indices_[position_] : position_); }
         iterator &operator++() noexcept {
             ++position_;
@@ -596,9 +598,9 @@ public:
         iterator(st_checkpoint *handle, const std::size_t *indices, std::size_t position) noexcept
             : handle_(handle), indices_(indices), position_(position) {}
 
-        st_checkpoint *handle_;
-        const std::size_t *indices_;
-        std::size_t position_;
+        st_checkpoint *handle_ = nullptr;
+        const std::size_t *indices_ = nullptr;
+        std::size_t position_ = 0;
     };
 
     std::size_t size() const noexcept { return size_; }
