@@ -605,6 +605,16 @@ mod tests {
     }
 
     #[test]
+    fn parse_refuses_more_shards_than_can_be_opened() {
+        let map = |shards: usize| {
+            let entries: Vec<String> = (0..shards).map(|i| format!(r#""{i}":"{i}""#)).collect();
+            Index::parse(format!("{{{}}}", entries.join(",")).as_bytes())
+        };
+        assert_eq!(map(MAX_SHARDS).unwrap().shards().len(), MAX_SHARDS);
+        assert!(matches!(map(MAX_SHARDS + 1), Err(IndexError::Structure { .. })));
+    }
+
+    #[test]
     fn shards_are_found_again_among_thousands() {
         let shard = |i: usize| i * 7919 % 5000;
         let entries: Vec<String> = (0..20_000).map(|i| format!(r#""t{i}":"{:04}""#, shard(i))).collect();

@@ -232,19 +232,38 @@ fn shard_without_a_name() {
 
 #[test]
 fn shard_that_the_system_refuses() {
-    let os_error = |place: &str| {
-        let model = model_with_second_shard_at(place);
-        symlink("circle", model.path("circle")).unwrap();
-        let Failure { status, os_error, message } = model.open().unwrap_err();
-        assert_eq!(status, "ST_ERR_IO", "{message}");
-        // By the path that the caller would use, to be looked for there.
-        assert!(message.contains(model.folder.to_str().unwrap()), "{message}");
-        os_error
-    };
-    assert_eq!(os_error("circle"), libc::ELOOP);
-    assert_eq!(os_error(&"x".repeat(300)), libc::ENAMETOOLONG);
-    assert_eq!(os_error(&format!("{}/below", shard(1))), libc::ENOTDIR);
-    assert_eq!(os_error(&format!("{}/", shard(1))), libc::ENOTDIR);
+    let model = model_with_second_shard_at("circle");
+    symlink("circle", model.path("circle")).unwrap();
+    let Failure { status, os_error, message } = model.open().unwrap_err();
+    assert_eq!((status, os_error), ("ST_ERR_IO", libc::ELOOP), "{message}");
+    // By the path that the caller would use, to be looked for there.
+    assert!(message.contains(model.folder.to_str().unwrap()), "{message}");
+}
+
+#[test]
+fn shard_of_a_name_that_no_file_can_have() {
+    for place in ["x".repeat(300), format!("{}/below", shard(1))] {
+        model_with_second_shard_at(&place).refuses("ST_ERR_SHARD_MISSING", &[INDEX, "is missing"]);
+    }
+}
+
+/// Each spelling would have the header read once more, and be kept.
+#[test]
+fn shard_of_two_names() {
+    for place in [format!("./{}", shard(1)), format!("{}/", shard(1)), "link".to_owned(), "hard".to_owned()] {
+        let model = model_with_second_shard_at(&place);
+        symlink(shard(1), model.path("link")).unwrap();
+        fs::hard_link(model.path(&shard(1)), model.path("hard")).unwrap();
+        model.refuses("ST_ERR_SHARD_TWICE", &[INDEX, &shard(1), &place, "are the same file"]);
+    }
+    // Nor without an index.
+    let model = Model::new();
+    fs::remove_file(model.path(INDEX)).unwrap();
+    fs::remove_file(model.path(&shard(2))).unwrap();
+    fs::hard_link(model.path(&shard(1)), model.path(&shard(2))).unwrap();
+    let options = safetensors_lazy::OpenOptions::default();
+    let error = safetensors_lazy::Checkpoint::open(&model.folder, options).unwrap_err();
+    assert!(matches!(error, safetensors_lazy::Error::SameFile { .. }), "{error}");
 }
 
 #[test]
