@@ -1,7 +1,8 @@
 //! What does keeping to a budget cost, and does it keep memory within it?
 //!
-//! `st_acquire` and `st_release` of a tensor that is held, by one thread and by two on different tensors; and a walk over a model of
-//! 40 GB, every page touched, with a budget of 512 MiB and without one, each in a process of its own. Arguments: `--rounds N` (5 if absent),
+//! `st_acquire` and `st_release` of a tensor that is held, by one thread and by two on different tensors; and walks, every page touched,
+//! with a budget of 512 MiB and without one, each in a process of its own: over a model of 40 GB, and over one of 8 GB whose tensors have to
+//! be copied to be used. Arguments: `--rounds N` (5 if absent),
 //! `--gigabytes N`, `--json FILE`.
 
 mod common;
@@ -37,7 +38,9 @@ fn main() {
     let machine = introduce(folder.path());
     let mut report = Report::default();
     measure_calls(folder.path(), &arguments, &mut report);
-    measure_walk(folder.path(), &arguments, &mut report);
+    let gigabytes = arguments.number("--gigabytes", 40);
+    measure_walk(folder.path(), gigabytes, false, &arguments, &mut report);
+    measure_walk(folder.path(), gigabytes.min(8), true, &arguments, &mut report);
     arguments.finish(&report, &machine);
 }
 
@@ -103,10 +106,9 @@ impl Drop for Handle {
     }
 }
 
-fn measure_walk(folder: &Path, arguments: &Arguments, report: &mut Report) {
-    let gigabytes = arguments.number("--gigabytes", 40);
+fn measure_walk(folder: &Path, gigabytes: usize, copies: bool, arguments: &Arguments, report: &mut Report) {
     const SHARDS: usize = 16;
-    let input = input::holes(folder, SHARDS, gigabytes * 1_000_000_000 / SHARDS, TENSOR, false).expect("holes");
+    let input = input::holes(folder, SHARDS, gigabytes * 1_000_000_000 / SHARDS, TENSOR, copies).expect("holes");
     let mut peaks = [0u64; 2];
     let all = Checkpoint::open(&input.path, OpenOptions::default()).expect("a checkpoint");
     // A virtual machine may have given memory back to its host, and gets it again at the first touch.
@@ -122,7 +124,7 @@ fn measure_walk(folder: &Path, arguments: &Arguments, report: &mut Report) {
     let [with, without] =
         take_turns(arguments.rounds(5), [&mut || (run.borrow_mut())(0, BUDGET), &mut || (run.borrow_mut())(1, 0)]);
     let about = format!("{gigabytes} GB in {SHARDS} shards, every page touched; a budget of 512 MiB");
-    report.section("walk", &about, ["budget", "none", "ratio (quartiles)"]);
+    report.section(if copies { "walk over copies" } else { "walk" }, &about, ["budget", "none", "ratio (quartiles)"]);
     report.compare("open, walk and close", &with, &without);
     report.sizes("peak of resident memory", peaks[0], peaks[1]);
     println!("  {} beyond the budget", report::size(peaks[0].saturating_sub(BUDGET)));

@@ -3,7 +3,7 @@
 use super::shards::Shards;
 use hashbrown::hash_table::{Entry, HashTable};
 use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::BuildHasher;
 
 /// The metadata of all shards, in their order, each key once: the first shard that has it decides.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Metadata {
                 let (key, value) = header.metadata(i)?;
                 let entry_of = |at: &usize| merged.entries.get(*at).and_then(|entry| get(shards, *entry));
                 let is_key = |at: &usize| entry_of(at).is_some_and(|(known, _)| known == key);
-                match merged.keys.entry(merged.hash_of(key), is_key, rehash) {
+                match merged.keys.entry(merged.hash.hash_one(key), is_key, rehash) {
                     Entry::Occupied(known) => {
                         let differs = entry_of(known.get()).is_some_and(|(_, known)| known != value);
                         merged.conflicts += u64::from(differs);
@@ -59,19 +59,13 @@ impl Metadata {
     /// The value of a key.
     pub(super) fn find<'s>(&self, shards: &'s Shards, key: &[u8]) -> Option<&'s [u8]> {
         let entry_of = |at: &usize| self.get(shards, *at);
-        let at = self.keys.find(self.hash_of(key), |at| entry_of(at).is_some_and(|(known, _)| known == key))?;
+        let at = self.keys.find(self.hash.hash_one(key), |at| entry_of(at).is_some_and(|(known, _)| known == key))?;
         entry_of(at).map(|(_, value)| value)
     }
 
     /// How many entries were left out because an earlier shard has another value for their key.
     pub(super) fn conflicts(&self) -> u64 {
         self.conflicts
-    }
-
-    fn hash_of(&self, key: &[u8]) -> u64 {
-        let mut hasher = self.hash.build_hasher();
-        hasher.write(key);
-        hasher.finish()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::shards::Shards;
 use super::workers::{in_parallel, workers_for};
 use crate::error::Error;
-use crate::format::{NameHasher, NameTable, NameTableError, Part};
+use crate::format::{NameHasher, NamePart, NameTable, NameTableError};
 use crate::quote::excerpt;
 use std::ffi::c_char;
 use std::sync::OnceLock;
@@ -35,7 +35,7 @@ impl Names {
             parts => workers_for(parts).min(std::thread::available_parallelism().map_or(1, usize::from)),
         };
         let parts = workers.next_power_of_two();
-        let parts = in_parallel(parts, workers, |_: &mut (), part| Ok(Part::new(&headers, hashes, part, parts)))?;
+        let parts = in_parallel(parts, workers, |_: &mut (), part| Ok(NamePart::new(&headers, hashes, part, parts)))?;
         let duplicate = parts.iter().filter_map(|part| part.as_ref().err()).min_by_key(|error| match error {
             NameTableError::Duplicate { second, .. } => *second,
             NameTableError::NoMemory => 0,

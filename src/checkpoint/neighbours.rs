@@ -24,43 +24,6 @@ impl Neighbours {
         Neighbours { shards: (0..shards).map(|_| OnceLock::new()).collect() }
     }
 
-    /// The bytes of a tensor, and those around it within `limits` of its file, up to the next tensor for which `stays` is true. Only the
-    /// tensor itself if there is no memory to tell what is around it.
-    pub(super) fn around(
-        &self,
-        shards: &Shards,
-        tensor: &Tensor<'_>,
-        limits: Range<u64>,
-        stays: &dyn Fn(usize) -> bool,
-    ) -> Range<u64> {
-        let Range { mut start, end: mut stop } = tensor.file_range();
-        let order = match self.order(shards, tensor.shard()) {
-            // What has no bytes has none around it.
-            Some(order) if start < stop => order,
-            _ => return start..stop,
-        };
-        let first = shards.first(tensor.shard());
-        let range_of = |within: &u32| range_of(tensor.shard, *within);
-        let goes = |within: &&u32| !stays(first + **within as usize);
-        let at = order.partition_point(|other| range_of(other).start < start);
-
-        let mut before = order.get(..at).unwrap_or_default().iter().rev().take(MOST_NEIGHBOURS);
-        while start > limits.start {
-            let Some(other) = before.next().filter(goes) else { break };
-            start = range_of(other).start;
-        }
-        // What lies before the first tensor is the header, which is not read through the mapping.
-        if start == tensor.shard.data_start() {
-            start = 0;
-        }
-        let mut after = order.get(at + 1..).unwrap_or_default().iter().take(MOST_NEIGHBOURS);
-        while stop < limits.end {
-            let Some(other) = after.next().filter(goes) else { break };
-            stop = range_of(other).end;
-        }
-        start.max(limits.start)..stop.min(limits.end)
-    }
-
     /// `limits`, but no further from a tensor than one should look.
     pub(super) fn near(&self, shards: &Shards, tensor: &Tensor<'_>, limits: Range<u64>) -> Range<u64> {
         let Some(order) = self.order(shards, tensor.shard()) else { return limits };
@@ -170,12 +133,6 @@ mod tests {
         start + data.start..start + data.end
     }
 
-    fn around(checkpoint: &Checkpoint, index: usize, limits: Range<u64>, stays: &[usize]) -> (i64, i64) {
-        let tensor = checkpoint.tensor(index).unwrap();
-        let stays = |other: usize| stays.contains(&other);
-        in_data(checkpoint, checkpoint.neighbours.around(&checkpoint.shards, &tensor, limits, &stays))
-    }
-
     fn unused(checkpoint: &Checkpoint, within: Range<u64>, stays: &[usize]) -> Vec<(i64, i64)> {
         let mut found = Vec::new();
         let stays = |other: usize| stays.contains(&other);
@@ -188,29 +145,6 @@ mod tests {
     /// Three tensors that share pages, in an order of the header that is not that of their bytes, and two without bytes between them.
     fn three() -> Checkpoint {
         checkpoint(&[100..5000, 5000..9000, 100..100, 0..100, 9000..9000])
-    }
-
-    #[test]
-    fn around_ends_at_what_stays_and_at_the_limits() {
-        let three = three();
-        let all = || 0..u64::MAX;
-        assert_eq!(around(&three, 0, limits(&three, 0..8192), &[]), (0, 8192));
-        assert_eq!(around(&three, 0, limits(&three, 0..8192), &[3]), (100, 8192));
-        assert_eq!(around(&three, 0, limits(&three, 0..8192), &[1]), (0, 5000));
-        assert_eq!(around(&three, 0, limits(&three, 0..8192), &[1, 3]), (100, 5000));
-        // Whether it stays itself, or one without bytes, does not matter.
-        assert_eq!(around(&three, 0, limits(&three, 0..8192), &[0, 2, 4]), (0, 8192));
-        // With the first tensor goes the header, with the last nothing more.
-        assert_eq!(around(&three, 3, all(), &[0]).1, 100);
-        assert!(around(&three, 3, all(), &[0]).0 < 0);
-        assert_eq!(around(&three, 1, all(), &[0]), (5000, 9000));
-    }
-
-    #[test]
-    fn around_what_has_no_bytes_is_nothing() {
-        let three = three();
-        assert_eq!(around(&three, 2, 0..u64::MAX, &[]), (100, 100));
-        assert_eq!(around(&three, 4, 0..u64::MAX, &[]), (9000, 9000));
     }
 
     #[test]
@@ -243,8 +177,6 @@ mod tests {
         assert_eq!(near(1000), (10000 - reach, 10010 + reach));
         assert_eq!(near(0), (0, 10 + reach));
         assert_eq!(near(1999), (19990 - reach, 20000));
-        assert_eq!(around(&many, 1000, limits(&many, 0..20000), &[]), (10000 - reach, 10010 + reach));
-        assert_eq!(around(&many, 1000, limits(&many, 0..20000), &[998, 1003]), (9990, 10030));
     }
 
     #[test]

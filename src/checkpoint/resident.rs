@@ -127,11 +127,14 @@ impl Checkpoint {
         self.check_not_locked()?;
         self.expect_drops();
         let evicted = self.ledger.evict(index, self);
-        evicted.map_err(|_| Error::InUse { tensor: excerpt(tensor.name()) })?;
+        let was_held = evicted.map_err(|_| Error::InUse { tensor: excerpt(tensor.name()) })?;
         self.ledger.drop_pages(|is_held| {
             // Another thread may have acquired it meanwhile.
             if !is_held(index) {
-                self.drop_pages_of(&tensor, is_held);
+                // What was held in place has left with its pages. What was not may have been touched all the same.
+                if !was_held || in_place(&tensor).is_none() {
+                    self.drop_pages_of(&tensor, is_held);
+                }
                 if page_cache {
                     self.drop_cached_of(&tensor, is_held);
                 }
@@ -283,13 +286,11 @@ impl Checkpoint {
         });
     }
 
-    /// Asks the system to take a tensor out of the page cache.
+    /// Asks the system to take a tensor, and what keeps it there, out of the page cache.
     fn drop_cached_of(&self, tensor: &Tensor<'_>, is_held: &dyn Fn(usize) -> bool) {
-        let around = |limits| self.neighbours.around(&self.shards, tensor, limits, is_held);
-        let pages = around(Storage::pages_around(tensor.file_range()));
-        // Where it shares a folio with what lies before, that could not leave then; what lies behind may have been read ahead.
-        let folios = around(Storage::cached_with(tensor.file_range()));
-        tensor.shard.storage.drop_cached(folios.start..pages.end);
+        let storage = &tensor.shard.storage;
+        let near = self.neighbours.near(&self.shards, tensor, Storage::cached_with(tensor.file_range()));
+        self.neighbours.unused(&self.shards, tensor.shard(), near, is_held, |bytes| storage.drop_cached(bytes));
     }
 
     fn expect_drops(&self) {

@@ -35,7 +35,8 @@ pub use error::{HeaderError, IndexError, RankError, SliceError};
 pub use header::{header_len, Header, TensorInfo, MAX_HEADER_LEN, PREFIX_LEN};
 pub use index::{index_len, Index, MAX_INDEX_LEN, MAX_SHARDS};
 pub use layout::Layout;
-pub use names::{NameHasher, NameTable, NameTableError, Part};
+pub(crate) use names::{NameHasher, NamePart};
+pub use names::{NameTable, NameTableError};
 pub use slice::{Run, Runs, Slice, END};
 pub use split::split_range;
 

@@ -11,22 +11,22 @@ use std::hash::{BuildHasher, Hasher};
 ///
 /// The hash (SipHash) is keyed by the operating system's randomness, so that no file can be made whose names all collide.
 ///
-/// It is made in two steps, so that several threads can share the work: [`NameHasher`] gives the hashes of some names, and
-/// [`Part::new`] indexes those that belong to one of several parts.
+/// Over several headers it is made in two steps, so that threads can share the work: a `NameHasher` gives the hashes of each header's
+/// names, and each `NamePart` indexes those of all headers that belong to it.
 #[derive(Debug)]
 pub struct NameTable {
     hasher: NameHasher,
     /// As many as a power of two.
-    parts: Box<[Part]>,
+    parts: Box<[NamePart]>,
 }
 
 /// What hashes the names of one table.
 #[derive(Clone, Debug, Default)]
-pub struct NameHasher(RandomState);
+pub(crate) struct NameHasher(RandomState);
 
 /// The names of a table whose hashes have certain bits in common.
 #[derive(Debug, Default)]
-pub struct Part(HashTable<Slot>);
+pub(crate) struct NamePart(HashTable<Slot>);
 
 /// A name's number, and where it is. With both in the table a look-up touches the table, the text, and nothing else.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl NameHasher {
     }
 
     /// The hashes of all names of a header, in its order. `None` if there is no memory for them.
-    pub fn hashes(&self, header: &Header) -> Option<Vec<u64>> {
+    pub(crate) fn hashes(&self, header: &Header) -> Option<Vec<u64>> {
         let mut hashes = Vec::new();
         hashes.try_reserve_exact(header.len()).ok()?;
         hashes.extend(header.name_spans().map(|span| self.hash(span.of(header.text()))));
@@ -67,13 +67,18 @@ impl NameHasher {
     }
 }
 
-impl Part {
+impl NamePart {
     /// Indexes those of the names whose hashes fall into part `part` of `parts`, a power of two. Names are numbered through all
     /// `headers`, in their order; `hashes` are those of each.
-    pub fn new(headers: &[&Header], hashes: &[Vec<u64>], part: usize, parts: usize) -> Result<Part, NameTableError> {
+    pub fn new(
+        headers: &[&Header],
+        hashes: &[Vec<u64>],
+        part: usize,
+        parts: usize,
+    ) -> Result<NamePart, NameTableError> {
         let belongs = |hash: &u64| part_of(*hash, parts) == part;
         let len = hashes.iter().flatten().filter(|hash| belongs(hash)).count();
-        let mut table = Part::with_room(len)?;
+        let mut table = NamePart::with_room(len)?;
         let mut first = 0usize;
         for (header, hashes) in headers.iter().zip(hashes) {
             for (index, (span, hash)) in header.name_spans().zip(hashes).enumerate() {
@@ -86,10 +91,10 @@ impl Part {
         Ok(table)
     }
 
-    fn with_room(len: usize) -> Result<Part, NameTableError> {
+    fn with_room(len: usize) -> Result<NamePart, NameTableError> {
         let mut slots = HashTable::new();
         slots.try_reserve(len, rehash).map_err(|_| NameTableError::NoMemory)?;
-        Ok(Part(slots))
+        Ok(NamePart(slots))
     }
 
     #[inline]
@@ -120,7 +125,7 @@ impl NameTable {
     pub fn new(header: &Header) -> Result<NameTable, NameTableError> {
         let hasher = NameHasher::default();
         let text = header.text();
-        let mut part = Part::with_room(header.len())?;
+        let mut part = NamePart::with_room(header.len())?;
         for (number, span) in header.name_spans().enumerate() {
             part.insert(hasher.hash(span.of(text)), number, span, text, |_| text)?;
         }
@@ -128,7 +133,7 @@ impl NameTable {
     }
 
     /// The table of all its parts, in their order, made with the hashes of `hasher`.
-    pub fn of_parts(hasher: NameHasher, parts: impl Into<Box<[Part]>>) -> NameTable {
+    pub(crate) fn of_parts(hasher: NameHasher, parts: impl Into<Box<[NamePart]>>) -> NameTable {
         NameTable { hasher, parts: parts.into() }
     }
 
@@ -182,7 +187,8 @@ mod tests {
     fn in_parts(headers: &[&Header], parts: usize) -> Result<NameTable, NameTableError> {
         let hasher = NameHasher::default();
         let hashes: Vec<Vec<u64>> = headers.iter().map(|header| hasher.hashes(header).unwrap()).collect();
-        let parts: Result<Vec<Part>, _> = (0..parts).map(|part| Part::new(headers, &hashes, part, parts)).collect();
+        let parts: Result<Vec<NamePart>, _> =
+            (0..parts).map(|part| NamePart::new(headers, &hashes, part, parts)).collect();
         Ok(NameTable::of_parts(hasher, parts?))
     }
 

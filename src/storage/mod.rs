@@ -226,14 +226,10 @@ impl Storage {
         }
     }
 
-    /// The pages of a file that have a part in `bytes`.
-    pub(crate) fn pages_around(bytes: Range<u64>) -> Range<u64> {
-        pages::pages_around(bytes)
-    }
-
-    /// What of a file may leave the page cache only together with `bytes`.
+    /// What of a file has to leave the page cache for `bytes` to leave it: their pages, and what lies before them in the folio that
+    /// they may share with it. (What lies behind may have been read ahead.)
     pub(crate) fn cached_with(bytes: Range<u64>) -> Range<u64> {
-        pages::blocks_around(bytes)
+        pages::blocks_around(bytes.clone()).start..pages::pages_around(bytes).end
     }
 
     /// How many of `bytes` are in physical memory on this process's account, through the mapping: 0 where there is none, `None` where

@@ -17,14 +17,6 @@ enum { FIRST = 8192 + 2, SECOND = 8192, SECOND_AT = FIRST };
 static const fixture_tensor paged_tensors[] = {{"first", "U8", "[8194]", FIRST, NULL}, {"second", "F32", "[2048]", SECOND, NULL}};
 static const fixture paged = {paged_tensors, 2, NULL, 0};
 
-static st_checkpoint *open_as(const char *path, int32_t storage) {
-    st_open_options options = ST_OPEN_OPTIONS_INIT;
-    options.storage = storage;
-    st_checkpoint *checkpoint;
-    OK(st_open(path, &options, &checkpoint, &err));
-    return checkpoint;
-}
-
 static off_t size_of(const char *path) {
     FILE *file = fopen(path, "rb");
     CHECK(file && fseek(file, 0, SEEK_END) == 0);
@@ -52,7 +44,7 @@ static void is_whole(st_checkpoint *checkpoint) {
 static void file_unlinked(void) {
     for (int32_t storage = ST_STORAGE_AUTO; storage <= ST_STORAGE_READ; storage++) {
         const char *path = fixture_write("paged.safetensors", &paged);
-        st_checkpoint *checkpoint = open_as(path, storage);
+        st_checkpoint *checkpoint = fixture_open_path(path, storage, 0);
         CHECK(unlink(path) == 0);
         is_whole(checkpoint);
         CHECK(strcmp(st_shard_path(checkpoint, 0), path) == 0);
@@ -63,10 +55,10 @@ static void file_unlinked(void) {
 static void file_replaced_by_rename(void) {
     for (int32_t storage = ST_STORAGE_AUTO; storage <= ST_STORAGE_READ; storage++) {
         const char *path = fixture_write("paged.safetensors", &paged);
-        st_checkpoint *checkpoint = open_as(path, storage), *other;
+        st_checkpoint *checkpoint = fixture_open_path(path, storage, 0), *other;
         CHECK(rename(fixture_write("sample.safetensors", &fixture_sample), path) == 0);
         is_whole(checkpoint);
-        other = open_as(path, storage);
+        other = fixture_open_path(path, storage, 0);
         CHECK(st_len(other) == SAMPLE_LEN && st_len(checkpoint) == 2);
         st_close(other);
         st_close(checkpoint);
@@ -76,7 +68,7 @@ static void file_replaced_by_rename(void) {
 static void file_grown(void) {
     for (int32_t storage = ST_STORAGE_AUTO; storage <= ST_STORAGE_READ; storage++) {
         const char *path = fixture_write("paged.safetensors", &paged);
-        st_checkpoint *checkpoint = open_as(path, storage);
+        st_checkpoint *checkpoint = fixture_open_path(path, storage, 0);
         CHECK(truncate(path, size_of(path) + 100000) == 0);
         is_whole(checkpoint);
         st_info info;
@@ -90,7 +82,7 @@ static void file_truncated(void) {
     for (int32_t storage = ST_STORAGE_AUTO; storage <= ST_STORAGE_READ; storage++) {
         const char *path = fixture_write("paged.safetensors", &paged);
         const off_t size = size_of(path);
-        st_checkpoint *checkpoint = open_as(path, storage);
+        st_checkpoint *checkpoint = fixture_open_path(path, storage, 0);
         unsigned char *read = malloc(FIRST);
         CHECK(read);
         CHECK(truncate(path, size - 4) == 0);
@@ -124,7 +116,7 @@ static void file_truncated(void) {
 static void file_truncated_and_restored(void) {
     for (int32_t storage = ST_STORAGE_AUTO; storage <= ST_STORAGE_READ; storage++) {
         const char *path = fixture_write("paged.safetensors", &paged);
-        st_checkpoint *checkpoint = open_as(path, storage);
+        st_checkpoint *checkpoint = fixture_open_path(path, storage, 0);
         const void *data;
         CHECK(truncate(path, 100) == 0);
         FAILS(ST_ERR_TRUNCATED, st_tensor_ptr(checkpoint, 1, &data, NULL, &err));
@@ -136,7 +128,7 @@ static void file_truncated_and_restored(void) {
 
 static void copies_outlive_truncation(void) {
     const char *path = fixture_write("paged.safetensors", &paged);
-    st_checkpoint *checkpoint = open_as(path, ST_STORAGE_READ);
+    st_checkpoint *checkpoint = fixture_open_path(path, ST_STORAGE_READ, 0);
     is_whole(checkpoint);
     CHECK(truncate(path, 0) == 0);
     const void *data;
@@ -147,7 +139,7 @@ static void copies_outlive_truncation(void) {
 
 static void header_changed_after_open(void) {
     const char *path = fixture_write("paged.safetensors", &paged);
-    st_checkpoint *checkpoint = open_as(path, ST_STORAGE_MMAP);
+    st_checkpoint *checkpoint = fixture_open_path(path, ST_STORAGE_MMAP, 0);
     int fd = open(path, O_WRONLY);
     CHECK(fd >= 0 && pwrite(fd, "\xff\xff\xff\xff\xff\xff\xff\xffgarbage", 15, 0) == 15);
     close(fd);
@@ -159,7 +151,7 @@ static void header_changed_after_open(void) {
 
 static void touch_lost_page(void) {
     const char *path = fixture_write("paged.safetensors", &paged);
-    st_checkpoint *checkpoint = open_as(path, ST_STORAGE_MMAP);
+    st_checkpoint *checkpoint = fixture_open_path(path, ST_STORAGE_MMAP, 0);
     const void *data;
     OK(st_tensor_ptr(checkpoint, 0, &data, NULL, &err));
     CHECK(truncate(path, 0) == 0);

@@ -5,7 +5,6 @@
 #include "fixture.h"
 #include "test.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -102,30 +101,48 @@ static void no_signal_handlers(void) {
     }
 }
 
-static size_t entries(const char *folder) {
-    DIR *dir = opendir(folder);
-    CHECK(dir);
-    size_t n = 0;
-    while (readdir(dir))
-        n++;
-    closedir(dir);
-    return n;
+static volatile sig_atomic_t handled;
+
+static void handle(int signal) {
+    (void)signal;
+    handled = 1;
+}
+
+/* A program that waits for its signals must get them, whatever threads the library has: here that of st_prefetch. */
+static void signals_stay_with_the_program(void) {
+    st_checkpoint *checkpoint;
+    OK(st_open(sample(), NULL, &checkpoint, &err));
+    const size_t index = 0, before = test_entries("/proc/self/task");
+    OK(st_prefetch(checkpoint, &index, 1, &err));
+    CHECK(test_entries("/proc/self/task") == before + 1);
+
+    CHECK(signal(SIGUSR1, handle) != SIG_ERR);
+    sigset_t waited_for;
+    sigemptyset(&waited_for);
+    sigaddset(&waited_for, SIGUSR1);
+    CHECK(pthread_sigmask(SIG_BLOCK, &waited_for, NULL) == 0);
+    CHECK(kill(getpid(), SIGUSR1) == 0);
+    CHECK(sigtimedwait(&waited_for, NULL, &(struct timespec){10, 0}) == SIGUSR1);
+    CHECK(!handled);
+    CHECK(pthread_sigmask(SIG_UNBLOCK, &waited_for, NULL) == 0);
+    signal(SIGUSR1, SIG_DFL);
+    st_close(checkpoint);
 }
 
 static void no_threads_are_left(void) {
-    size_t before = entries("/proc/self/task");
+    size_t before = test_entries("/proc/self/task");
     use_the_library(sample());
     /* The system lists a thread that has ended for a moment longer. */
-    for (int i = 0; i < 1000 && entries("/proc/self/task") != before; i++)
+    for (int i = 0; i < 1000 && test_entries("/proc/self/task") != before; i++)
         usleep(10000);
-    CHECK(entries("/proc/self/task") == before);
+    CHECK(test_entries("/proc/self/task") == before);
 }
 
 static void no_descriptors_are_left(void) {
     const char *path = sample();
     const char *damaged = fixture_path("damaged");
     fixture_write_bytes(damaged, "\x02\0\0\0\0\0\0\0{", 9);
-    size_t before = entries("/proc/self/fd");
+    size_t before = test_entries("/proc/self/fd");
     const int rounds = test_is_instrumented() ? 100 : 1000;
     for (int i = 0; i < rounds; i++) {
         st_checkpoint *checkpoint;
@@ -140,7 +157,7 @@ static void no_descriptors_are_left(void) {
         options.storage = ST_STORAGE_READ;
         FAILS(ST_ERR_UNSUPPORTED, st_open(path, &options, &checkpoint, &err));
     }
-    CHECK(entries("/proc/self/fd") == before);
+    CHECK(test_entries("/proc/self/fd") == before);
 }
 
 static void descriptors_close_on_exec(void) {
@@ -276,6 +293,7 @@ static void opening_reads_the_header_only(void) {
 static const test_case cases[] = {
     CASE(no_output),
     CASE(no_signal_handlers),
+    CASE(signals_stay_with_the_program),
     CASE(no_threads_are_left),
     CASE(no_descriptors_are_left),
     CASE(descriptors_close_on_exec),

@@ -201,14 +201,19 @@ const char *fixture_write_sharded(const char *folder, int with_index) {
     return path;
 }
 
-st_checkpoint *fixture_open(const fixture *fixture, int32_t storage, uint32_t flags) {
+st_checkpoint *fixture_open_path(const char *path, int32_t storage, uint32_t flags) {
     st_open_options options = ST_OPEN_OPTIONS_INIT;
     options.storage = storage;
     options.flags = flags;
     st_checkpoint *checkpoint;
+    OK(st_open(path, &options, &checkpoint, &err));
+    return checkpoint;
+}
+
+st_checkpoint *fixture_open(const fixture *fixture, int32_t storage, uint32_t flags) {
     if (storage != ST_STORAGE_MEMORY) {
         const char *path = fixture_write("fixture.safetensors", fixture);
-        OK(st_open(path, &options, &checkpoint, &err));
+        st_checkpoint *checkpoint = fixture_open_path(path, storage, flags);
         /* What is open stays as it is when the next fixture takes the name. */
         CHECK(remove(path) == 0);
         return checkpoint;
@@ -218,6 +223,10 @@ st_checkpoint *fixture_open(const fixture *fixture, int32_t storage, uint32_t fl
     size_t len;
     unsigned char *bytes = fixture_bytes(fixture, &len);
     buffers.bytes[buffers.len++] = bytes;
+    st_open_options options = ST_OPEN_OPTIONS_INIT;
+    options.storage = storage;
+    options.flags = flags;
+    st_checkpoint *checkpoint;
     OK(st_open_buffer(bytes, len, &options, &checkpoint, &err));
     return checkpoint;
 }

@@ -48,6 +48,9 @@ const char *fixture_path(const char *name);
 const char *fixture_write(const char *name, const fixture *fixture);
 void fixture_write_bytes(const char *path, const void *bytes, size_t len);
 
+/* Opens a file, an index or a folder that must be right. */
+st_checkpoint *fixture_open_path(const char *path, int32_t storage, uint32_t flags);
+
 /* Opens a fixture: as a file, or for ST_STORAGE_MEMORY as a buffer that lives until the program ends. */
 st_checkpoint *fixture_open(const fixture *fixture, int32_t storage, uint32_t flags);
 

@@ -85,15 +85,6 @@ static bool gets_cached(const char *path, size_t start, size_t len, size_t at_le
     return false;
 }
 
-static st_checkpoint *open_path(const char *path, int32_t storage, uint32_t flags) {
-    st_open_options options = ST_OPEN_OPTIONS_INIT;
-    options.storage = storage;
-    options.flags = flags;
-    st_checkpoint *checkpoint;
-    OK(st_open(path, &options, &checkpoint, &err));
-    return checkpoint;
-}
-
 static uint64_t resident(const st_checkpoint *checkpoint, size_t index) {
     return look(checkpoint, index).resident_bytes;
 }
@@ -426,7 +417,7 @@ static size_t cached_of(st_checkpoint *checkpoint, const char *path, size_t inde
 static void evict_drops_the_page_cache_when_asked_to(void) {
     const char *path = write_mebibytes();
     for (int32_t storage = ST_STORAGE_MMAP; storage <= ST_STORAGE_READ; storage++) {
-        st_checkpoint *checkpoint = open_path(path, storage, 0);
+        st_checkpoint *checkpoint = fixture_open_path(path, storage, 0);
         for (size_t i = 0; i < 5; i++)
             touch(acquire(checkpoint, i), mebibytes[i]);
         for (size_t i = 1; i < 5; i++)
@@ -455,7 +446,7 @@ static void evict_drops_the_page_cache_when_asked_to(void) {
 static void evict_one_by_one_empties_the_page_cache(void) {
     const char *path = write_mebibytes();
     for (int32_t storage = ST_STORAGE_MMAP; storage <= ST_STORAGE_READ; storage++) {
-        st_checkpoint *checkpoint = open_path(path, storage, 0);
+        st_checkpoint *checkpoint = fixture_open_path(path, storage, 0);
         for (size_t i = 0; i < 5; i++) {
             touch(acquire(checkpoint, i), mebibytes[i]);
             release(checkpoint, i);
@@ -472,7 +463,7 @@ static void evict_leaves_the_cache_of_neighbours_held(void) {
     const size_t page = page_size(), nbytes[] = {64 * page, 6 * page, 64 * page};
     const char *path = fixture_write("neighbours.safetensors", tensors_of("U8", 1, nbytes, 3, 0));
     drop_from_cache(path);
-    st_checkpoint *checkpoint = open_path(path, ST_STORAGE_MMAP, 0);
+    st_checkpoint *checkpoint = fixture_open_path(path, ST_STORAGE_MMAP, 0);
     /* Page by page, from the end: a folio of several pages leaves as a whole or not at all. */
     int fd = open(path, O_RDONLY);
     CHECK(fd >= 0 && posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM) == 0);
@@ -493,7 +484,7 @@ static void evict_leaves_the_cache_of_neighbours_held(void) {
 static void prefetch_brings_tensors_into_the_page_cache(void) {
     for (int32_t storage = ST_STORAGE_AUTO; storage <= ST_STORAGE_READ; storage++) {
         const char *path = write_mebibytes();
-        st_checkpoint *checkpoint = open_path(path, storage, 0);
+        st_checkpoint *checkpoint = fixture_open_path(path, storage, 0);
         /* Of a large tensor all, not what the system takes at once. */
         const size_t wanted[] = {4, 2, 4};
         OK(st_prefetch(checkpoint, wanted, 3, &err));
@@ -509,7 +500,7 @@ static void prefetch_brings_tensors_into_the_page_cache(void) {
 
 static void prefetch_asks_for_no_more_than_the_budget(void) {
     const char *path = write_mebibytes();
-    st_checkpoint *checkpoint = open_path(path, ST_STORAGE_MMAP, 0);
+    st_checkpoint *checkpoint = fixture_open_path(path, ST_STORAGE_MMAP, 0);
     const size_t wanted[] = {2, 4, 0};
     set_budget(checkpoint, 2 * MIB);
     OK(st_prefetch(checkpoint, wanted, 3, &err));
@@ -524,7 +515,7 @@ static void prefetch_of_nothing_reads_nothing(void) {
     const size_t page = page_size(), nbytes[] = {0, 256 * page, 0};
     const char *path = fixture_write("nothing.safetensors", tensors_of("U8", 1, nbytes, 3, 0));
     drop_from_cache(path);
-    st_checkpoint *checkpoint = open_path(path, ST_STORAGE_MMAP, 0);
+    st_checkpoint *checkpoint = fixture_open_path(path, ST_STORAGE_MMAP, 0);
     drop_from_cache(path);
     const size_t empty[] = {0, 2, 0, 0, 2}, beyond[] = {1, 3};
     OK(st_prefetch(checkpoint, NULL, 0, &err));

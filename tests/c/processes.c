@@ -242,9 +242,42 @@ static void handle_outlives_the_process_that_opened_it(void) {
     close(said[0]);
 }
 
+/* The thread that reads ahead stays with the parent; the child starts one of its own, and ends it. */
+static void fork_while_prefetching(void) {
+    if (test_is_instrumented())
+        SKIP("the child keeps what the thread used, which looks like a leak");
+    const fixture_tensor large = {"large", "U8", "[67108864]", 64 << 20, NULL};
+    const fixture one = {&large, 1, NULL, 0};
+    const char *path = fixture_write("prefetched.safetensors", &one);
+    for (int i = 0; i < 20; i++) {
+        st_checkpoint *checkpoint = fixture_open_path(path, i % 2 ? ST_STORAGE_MMAP : ST_STORAGE_READ, 0);
+        const size_t index = 0;
+        for (int requests = 0; requests < 100; requests++)
+            OK(st_prefetch(checkpoint, &index, 1, &err));
+        fflush(NULL);
+        const pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            alarm(30);
+            const st_range range = {1000, 1001};
+            unsigned char byte;
+            if (i % 3)
+                OK(st_prefetch(checkpoint, &index, 1, &err));
+            OK(st_tensor_read(checkpoint, 0, &range, 1, &byte, 1, &err));
+            CHECK(byte == fixture_byte(1000));
+            st_close(checkpoint);
+            _exit(0);
+        }
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+        st_close(checkpoint);
+    }
+}
+
 static const test_case cases[] = {
     CASE(pages_are_shared),
     CASE(handle_from_before_a_fork),
+    CASE(fork_while_prefetching),
     CASE(handle_outlives_the_process_that_opened_it),
 };
 

@@ -4,7 +4,6 @@
 #include "fixture.h"
 #include "test.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -20,15 +19,6 @@ static const char *write_sharded(const char *name, int with_index) {
     static char folder[512];
     CHECK(snprintf(folder, sizeof(folder), "%s", fixture_write_sharded(name, with_index)) < (int)sizeof(folder));
     return folder;
-}
-
-static st_checkpoint *open_as(const char *path, int32_t storage, uint32_t flags) {
-    st_open_options options = ST_OPEN_OPTIONS_INIT;
-    options.storage = storage;
-    options.flags = flags;
-    st_checkpoint *checkpoint;
-    OK(st_open(path, &options, &checkpoint, &err));
-    return checkpoint;
 }
 
 static void tensor_is_right(st_checkpoint *checkpoint, size_t index) {
@@ -105,7 +95,7 @@ static void is_whole(st_checkpoint *checkpoint, const char *start) {
 }
 
 static void opens(const char *path, const char *start) {
-    st_checkpoint *checkpoint = open_as(path, ST_STORAGE_AUTO, 0);
+    st_checkpoint *checkpoint = fixture_open_path(path, ST_STORAGE_AUTO, 0);
     is_whole(checkpoint, start);
     st_close(checkpoint);
 }
@@ -138,7 +128,7 @@ static void folder_of_one_file(void) {
     const char *folder = fixture_path("single");
     CHECK(mkdir(folder, 0755) == 0);
     const char *file = fixture_write("single/anything.safetensors", &fixture_sample);
-    st_checkpoint *checkpoint = open_as(folder, ST_STORAGE_AUTO, 0);
+    st_checkpoint *checkpoint = fixture_open_path(folder, ST_STORAGE_AUTO, 0);
     CHECK(st_len(checkpoint) == SAMPLE_LEN && st_shard_len(checkpoint) == 1);
     CHECK(strcmp(st_shard_path(checkpoint, 0), file) == 0);
     const void *data;
@@ -218,7 +208,7 @@ static void each_storage_and_flag(void) {
 static void copy_on_write_is_of_one_shard(void) {
     const char *folder = write_sharded("written", 1);
     for (int32_t storage = ST_STORAGE_AUTO; storage <= ST_STORAGE_READ; storage++) {
-        st_checkpoint *checkpoint = open_as(folder, storage, ST_OPEN_COPY_ON_WRITE);
+        st_checkpoint *checkpoint = fixture_open_path(folder, storage, ST_OPEN_COPY_ON_WRITE);
         const void *data;
         unsigned char read[8192];
         OK(st_tensor_ptr(checkpoint, SHARDED_HEAD, &data, NULL, &err));
@@ -241,7 +231,7 @@ static void links_out_of_the_folder(void) {
     SAYS(fixture_shards[1]);
     CHECK(!checkpoint);
     FAILS(ST_ERR_SHARD_OUTSIDE, st_open(fixture_path_in("linked", fixture_index), NULL, &checkpoint, &err));
-    checkpoint = open_as(folder, ST_STORAGE_AUTO, ST_OPEN_FOLLOW_LINKS);
+    checkpoint = fixture_open_path(folder, ST_STORAGE_AUTO, ST_OPEN_FOLLOW_LINKS);
     names_are_right(checkpoint);
     for (size_t i = 0; i < SHARDED_LEN; i++)
         tensor_is_right(checkpoint, i);
@@ -253,7 +243,7 @@ static void links_out_of_the_folder(void) {
 static void one_shard_unlinked_or_replaced(void) {
     for (int32_t storage = ST_STORAGE_AUTO; storage <= ST_STORAGE_READ; storage++) {
         const char *folder = write_sharded("replaced", 1);
-        st_checkpoint *checkpoint = open_as(folder, storage, 0), *other;
+        st_checkpoint *checkpoint = fixture_open_path(folder, storage, 0), *other;
         CHECK(unlink(fixture_path_in("replaced", fixture_shards[0])) == 0);
         for (size_t i = 0; i < SHARDED_LEN; i++)
             tensor_is_right(checkpoint, i);
@@ -271,7 +261,7 @@ static void one_shard_unlinked_or_replaced(void) {
 static void one_shard_truncated(void) {
     for (int32_t storage = ST_STORAGE_AUTO; storage <= ST_STORAGE_READ; storage++) {
         const char *folder = write_sharded("cut", 1);
-        st_checkpoint *checkpoint = open_as(folder, storage, 0);
+        st_checkpoint *checkpoint = fixture_open_path(folder, storage, 0);
         CHECK(truncate(fixture_path_in("cut", fixture_shards[1]), 16) == 0);
         unsigned char read[16];
         const void *data;
@@ -353,28 +343,18 @@ static void folder_that_is_no_checkpoint(void) {
     refuses(ST_ERR_FOLDER_EMPTY, folder, "/none");
 }
 
-static size_t entries(const char *folder) {
-    DIR *dir = opendir(folder);
-    CHECK(dir);
-    size_t n = 0;
-    while (readdir(dir))
-        n++;
-    closedir(dir);
-    return n;
-}
-
 /* That they have ended when st_open returns is looked at in fault.c: the system may list them for a moment longer. */
 static void opening_leaves_no_threads(void) {
     const char *folder = write_sharded("threads", 1);
-    const size_t before = entries("/proc/self/task");
+    const size_t before = test_entries("/proc/self/task");
     for (int i = 0; i < (test_is_instrumented() ? 20 : 500); i++) {
         st_checkpoint *checkpoint;
         OK(st_open(folder, NULL, &checkpoint, &err));
         st_close(checkpoint);
     }
-    for (int i = 0; i < 1000 && entries("/proc/self/task") != before; i++)
+    for (int i = 0; i < 1000 && test_entries("/proc/self/task") != before; i++)
         usleep(10000);
-    CHECK(entries("/proc/self/task") == before);
+    CHECK(test_entries("/proc/self/task") == before);
 }
 
 static int open_files(void) {
@@ -450,7 +430,7 @@ static void *open_and_close(void *folder) {
     CHECK(snprintf(paths, sizeof(paths), "%s/", slash) < (int)sizeof(paths));
     pthread_barrier_wait(&start);
     for (int i = 0; i < (test_is_instrumented() ? 3 : 100); i++) {
-        st_checkpoint *checkpoint = open_as(folder, i % 3, 0);
+        st_checkpoint *checkpoint = fixture_open_path(folder, i % 3, 0);
         is_whole(checkpoint, paths);
         st_close(checkpoint);
     }
@@ -478,9 +458,9 @@ static void folder_of_mindspore(void) {
     static const char *const places[] = {"/mindspore/distributed/unified_3parts", "/mindspore/distributed/unified",
                                          "/mindspore/distributed/unified_3parts/param_name_map.json"};
     static const size_t shards[] = {4, 2, 4};
-    st_checkpoint *full = open_as(with(data, "/mindspore/distributed/full.safetensors"), ST_STORAGE_AUTO, 0);
+    st_checkpoint *full = fixture_open_path(with(data, "/mindspore/distributed/full.safetensors"), ST_STORAGE_AUTO, 0);
     for (size_t p = 0; p < LEN(places); p++) {
-        st_checkpoint *unified = open_as(with(data, places[p]), ST_STORAGE_AUTO, 0);
+        st_checkpoint *unified = fixture_open_path(with(data, places[p]), ST_STORAGE_AUTO, 0);
         CHECK(st_shard_len(unified) == shards[p] && st_len(unified) == st_len(full) + 2);
         for (size_t i = 0; i < st_len(full); i++) {
             st_tensor tensor;

@@ -2,6 +2,7 @@
 
 #include "test.h"
 
+#include <dirent.h>
 #include <grp.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -151,4 +152,14 @@ void test_become_nobody(void) {
     CHECK(setgroups(0, NULL) == 0);
     CHECK(setgid(65534) == 0);
     CHECK(setuid(65534) == 0);
+}
+
+size_t test_entries(const char *folder) {
+    DIR *dir = opendir(folder);
+    CHECK(dir);
+    size_t n = 0;
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n;
 }

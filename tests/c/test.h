@@ -61,6 +61,9 @@ bool test_is_one_line(const char *text, size_t len);
 /* Under valgrind or a sanitizer: fewer rounds, and none of the cases that limit memory or raise signals. */
 bool test_is_instrumented(void);
 
+/* The number of entries of a folder, such as /proc/self/fd. */
+size_t test_entries(const char *folder);
+
 /* What ctest set for this name; NULL if nothing. */
 const char *test_setting(const char *name);
 
