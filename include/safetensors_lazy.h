@@ -134,6 +134,8 @@ typedef struct st_error {
 #define ST_ERR_IN_USE 108
 /** A dimension cannot be cut into as many equal parts as a layout asks for. */
 #define ST_ERR_NOT_DIVISIBLE 109
+/** The call's task was cancelled. */
+#define ST_ERR_CANCELLED 110
 /** A bug in this library. Please report it with the message. */
 #define ST_ERR_INTERNAL 199
 /** The system refused; st_error.os_error is its errno. An absent file is this with ENOENT. */
@@ -885,6 +887,59 @@ st_status st_layout_ranges(const struct st_layout *layout,
                            uint32_t rank_id,
                            st_range *ranges,
                            st_error *err);
+
+/* ====================================================================================================
+ * Tasks: watching and cancelling long calls
+ * ==================================================================================================== */
+
+/**
+ * A long call (st_verify, st_writer_finish) as other threads see it: how far it is, and a way to end it early. It is given to the call in its
+ * options. One task may be given to one call after another.
+ */
+typedef struct st_task st_task;
+
+/** How far a call is. All zero before it has begun. */
+typedef struct st_progress {
+    /** Bytes that were read or written so far. */
+    uint64_t bytes_done;
+    /** Bytes that there are to read or write. */
+    uint64_t bytes_total;
+    /** Tensors that are done with. */
+    uint64_t items_done;
+    /** Tensors that there are. */
+    uint64_t items_total;
+    /** Bytes per second since the call began, or until it ended. */
+    uint64_t bytes_per_second;
+} st_progress;
+
+/**
+ * Makes a task.
+ *
+ * out: receives the handle, which the caller must st_task_free; NULL on failure.
+ *
+ * ST_ERR_INVALID_ARGUMENT: out is NULL.
+ */
+st_status st_task_new(struct st_task **out, st_error *err);
+
+/**
+ * Tells how far the call is that was given this task. Any thread may ask, at any time, before, during and after the call.
+ *
+ * ST_ERR_INVALID_ARGUMENT: a NULL.
+ */
+st_status st_task_progress(const struct st_task *task,
+                           struct st_progress *out);
+
+/**
+ * Asks the call that was given this task to end: it returns ST_ERR_CANCELLED soon after, unless it is done before that. Any thread may
+ * ask. It cannot be taken back: each later call with this task is cancelled too. NULL is fine.
+ */
+void st_task_cancel(struct st_task *task);
+
+/**
+ * Frees a task; NULL is fine. A call that it was given to may still run: it holds a reference of its own. No other thread may use
+ * the handle any more.
+ */
+void st_task_free(struct st_task *task);
 
 #ifdef __cplusplus
 }

@@ -160,6 +160,8 @@ pub enum Error {
         /// What it cannot be.
         what: &'static str,
     },
+    /// The call's [`Task`](crate::Task) was cancelled.
+    Cancelled,
     /// There was no memory for what is kept of all shards together.
     NoMemory,
     /// An argument is not one that the function takes.
@@ -255,6 +257,7 @@ impl Display for Error {
             Error::Unsupported { tensor, dtype, what } => {
                 write!(f, "tensor {} of {dtype} cannot be {what}", Quoted(tensor))
             }
+            Error::Cancelled => f.write_str("cancelled"),
             Error::NoMemory => f.write_str("no memory for the directory of the checkpoint"),
             Error::InvalidArgument { what } => f.write_str(what),
         }

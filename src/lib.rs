@@ -49,8 +49,10 @@ pub mod format;
 mod quote;
 mod residency;
 pub mod storage;
+mod task;
 mod thread;
 
 pub use checkpoint::{Checkpoint, Info, OpenOptions, Pinned, Residency, Tensor, TensorBytes, View};
 pub use error::{Error, FolderError, Mismatch};
 pub use format::Dtype;
+pub use task::{Progress, Task};

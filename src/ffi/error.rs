@@ -32,6 +32,8 @@ pub const ST_ERR_BUDGET: st_status = 107;
 pub const ST_ERR_IN_USE: st_status = 108;
 /// A dimension cannot be cut into as many equal parts as a layout asks for.
 pub const ST_ERR_NOT_DIVISIBLE: st_status = 109;
+/// The call's task was cancelled.
+pub const ST_ERR_CANCELLED: st_status = 110;
 /// A bug in this library. Please report it with the message.
 pub const ST_ERR_INTERNAL: st_status = 199;
 
@@ -127,7 +129,7 @@ pub extern "C" fn st_status_name(status: st_status) -> *const c_char {
     named.map_or(std::ptr::null(), |(_, name)| name.as_ptr())
 }
 
-const STATUS_NAMES: [(st_status, &std::ffi::CStr); 45] = [
+const STATUS_NAMES: [(st_status, &std::ffi::CStr); 46] = [
     (ST_OK, c"ST_OK"),
     (ST_ERR_INVALID_ARGUMENT, c"ST_ERR_INVALID_ARGUMENT"),
     (ST_ERR_NOT_FOUND, c"ST_ERR_NOT_FOUND"),
@@ -139,6 +141,7 @@ const STATUS_NAMES: [(st_status, &std::ffi::CStr); 45] = [
     (ST_ERR_BUDGET, c"ST_ERR_BUDGET"),
     (ST_ERR_IN_USE, c"ST_ERR_IN_USE"),
     (ST_ERR_NOT_DIVISIBLE, c"ST_ERR_NOT_DIVISIBLE"),
+    (ST_ERR_CANCELLED, c"ST_ERR_CANCELLED"),
     (ST_ERR_INTERNAL, c"ST_ERR_INTERNAL"),
     (ST_ERR_IO, c"ST_ERR_IO"),
     (ST_ERR_NO_MEMORY, c"ST_ERR_NO_MEMORY"),
@@ -270,6 +273,7 @@ fn status_of(error: &Error) -> st_status {
         Error::NoSuchTensor { .. } => ST_ERR_OUT_OF_RANGE,
         Error::BufferTooSmall { .. } => ST_ERR_BUFFER_TOO_SMALL,
         Error::RankTooLarge { .. } | Error::Unsupported { .. } => ST_ERR_UNSUPPORTED,
+        Error::Cancelled => ST_ERR_CANCELLED,
         Error::NoMemory => ST_ERR_NO_MEMORY,
         Error::InvalidArgument { .. } => ST_ERR_INVALID_ARGUMENT,
     }

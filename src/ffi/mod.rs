@@ -27,9 +27,10 @@ pub mod error;
 pub mod open;
 pub mod ranks;
 pub mod residency;
+pub mod task;
 
 /// The sections of the header: a file of this folder, and the section's title.
-pub const SECTIONS: [(&str, &str); 7] = [
+pub const SECTIONS: [(&str, &str); 8] = [
     ("error", "Errors"),
     ("about", "About the library"),
     ("open", "Open and close"),
@@ -37,4 +38,5 @@ pub const SECTIONS: [(&str, &str); 7] = [
     ("bytes", "Bytes: pointers, views, copies, DLPack"),
     ("residency", "Residency: what stays in memory"),
     ("ranks", "Ranks: splitting tensors over processes"),
+    ("task", "Tasks: watching and cancelling long calls"),
 ];

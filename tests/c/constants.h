@@ -12,6 +12,7 @@
     X(ST_ERR_BUDGET, 107)                                                                                              \
     X(ST_ERR_IN_USE, 108)                                                                                              \
     X(ST_ERR_NOT_DIVISIBLE, 109)                                                                                       \
+    X(ST_ERR_CANCELLED, 110)                                                                                           \
     X(ST_ERR_INTERNAL, 199)                                                                                            \
     X(ST_ERR_IO, 200)                                                                                                  \
     X(ST_ERR_NO_MEMORY, 201)                                                                                           \
