@@ -80,10 +80,13 @@ extern "C" {
 #define ST_ALL SIZE_MAX
 
 /* Initialises an st_open_options with the default of every field. */
-#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0, 0 }
+#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0, 0, ST_VERIFY_NONE, 0 }
 
 /* Initialises an st_layout with the default of every field. */
 #define ST_LAYOUT_INIT { sizeof(st_layout), NULL, 0, NULL, NULL, 0, 0 }
+
+/* Initialises an st_verify_options with the default of every field. */
+#define ST_VERIFY_OPTIONS_INIT { sizeof(st_verify_options), 0, 0, 0, 0, NULL, 0, NULL }
 
 /* DLPack's structs, named here so that this header needs no dlpack.h and works before or after it. */
 typedef struct DLManagedTensorVersioned DLManagedTensorVersioned;
@@ -146,6 +149,8 @@ typedef struct st_error {
 #define ST_ERR_NOT_A_FILE 202
 /** The file is shorter than its header says, or has become shorter since it was opened. */
 #define ST_ERR_TRUNCATED 203
+/** The file was written to since it was opened. (Noticed only by what verifies: see st_open_options.verify.) */
+#define ST_ERR_FILE_CHANGED 204
 /** The file has fewer than 8 bytes. */
 #define ST_ERR_HEADER_TOO_SMALL 300
 /** The header claims more than 100,000,000 bytes. */
@@ -208,6 +213,12 @@ typedef struct st_error {
 #define ST_ERR_FOLDER_AMBIGUOUS 409
 /** Two names of shards lead to the same file. */
 #define ST_ERR_SHARD_TWICE 410
+/** The file has no checksum of a kind that is asked for, or none at all. */
+#define ST_ERR_CHECKSUM_MISSING 500
+/** The bytes are not those of which the file, or the caller, has the checksum: they are damaged. */
+#define ST_ERR_CHECKSUM_MISMATCH 501
+/** What the file has in the place of a checksum is none: it is no number, or not of as many tensors. */
+#define ST_ERR_CHECKSUM_MALFORMED 502
 
 /**
  * Returns the name of a status as it is spelled in this header, for example "ST_ERR_NOT_FOUND"; NULL for a number that is none. The
@@ -334,6 +345,20 @@ st_status st_dtype_from_name(const char *name, st_dtype *out);
  * Face cache into its store.
  */
 #define ST_OPEN_FOLLOW_LINKS 8
+/** Nothing is verified, unless st_verify is called. */
+#define ST_VERIFY_NONE 0
+/** Opening verifies the headers that have digests ("safetensors_lazy.blake3": see st_verify). No tensor is read. */
+#define ST_VERIFY_STRUCTURE 1
+
+/**
+ * Besides, each tensor is verified once: when it is first handed out by st_tensor_ptr, st_tensor_view, st_tensor_dlpack,
+ * st_acquire, or an st_tensor_read of all of it. That call reads all of the tensor, and gives ST_ERR_CHECKSUM_MISMATCH if it is damaged, and so does
+ * each call after it; other threads that want the tensor wait meanwhile. Later uses cost nothing. Reads of slices are not verified.
+ * Every shard must have digests: else ST_ERR_CHECKSUM_MISSING.
+ */
+#define ST_VERIFY_FIRST_USE 2
+/** Opening reads everything and verifies it by whatever checksums there are, as st_verify does. Every shard must have one. */
+#define ST_VERIFY_FULL 3
 
 /** An open checkpoint: one file, or several shards with one name space. Reference counted. */
 typedef struct st_checkpoint st_checkpoint;
@@ -348,6 +373,15 @@ typedef struct st_open_options {
     uint32_t flags;
     /** The most bytes of tensors to hold in memory; 0 for no limit. See st_set_budget. Not with ST_OPEN_LOCK: ST_ERR_UNSUPPORTED. */
     uint64_t budget;
+    /**
+     * One of ST_VERIFY_NONE to ST_VERIFY_FULL. With all but the first, st_tensor_read, and what copies a tensor, also give
+     * ST_ERR_FILE_CHANGED if the size or the time of modification of the file is no longer what it was when it was opened. (Not noticed: what is
+     * written to a mapping that was handed out before; and who writes and then sets the time back. A file that is replaced by rename has not
+     * changed: the old one is still there.)
+     */
+    int32_t verify;
+    /** 0. */
+    uint32_t reserved;
 } st_open_options;
 
 /**
@@ -380,6 +414,7 @@ typedef struct st_open_options {
  * ST_ERR_INDEX_*: the index is not one, or it and the shards contradict each other.
  * ST_ERR_SHARD_MISSING, ST_ERR_SHARD_OUTSIDE, ST_ERR_SHARD_TWICE: a shard is not there, or not in the folder, or there twice.
  * ST_ERR_FOLDER_EMPTY, ST_ERR_FOLDER_AMBIGUOUS: the folder holds no checkpoint, or more than one.
+ * ST_ERR_CHECKSUM_MISSING, ST_ERR_CHECKSUM_MISMATCH, ST_ERR_CHECKSUM_MALFORMED, ST_ERR_FILE_CHANGED: what the option verify asks for.
  * ST_ERR_NO_MEMORY: no memory for a header or the index (at most 100 MB each) or the directory.
  * ST_ERR_UNSUPPORTED: the options ask for what the storage cannot do.
  * ST_ERR_INVALID_ARGUMENT: a NULL, or options that this library does not know.
@@ -940,6 +975,99 @@ void st_task_cancel(struct st_task *task);
  * the handle any more.
  */
 void st_task_free(struct st_task *task);
+
+/* ====================================================================================================
+ * Checking: whether the bytes are right
+ * ==================================================================================================== */
+
+/**
+ * MindSpore's "crc_num" in the metadata: a CRC-32 (zlib's) over the names and bytes of all tensors, in byte order of the names, as a decimal
+ * number. For a scalar of an integer type MindSpore sums as many zero bytes as its value; either sum is accepted.
+ */
+#define ST_CHECK_CRC 1
+
+/**
+ * "modelspec.hash_sha256" in the metadata: the SHA-256 of all bytes after the header, in hexadecimal, with or without "0x".
+ * (github.com/Stability-AI/ModelSpec. Some programs put the digest of something else there: that is a mismatch.)
+ */
+#define ST_CHECK_SHA256 2
+
+/**
+ * "safetensors_lazy.blake3" in the metadata, which st_writer_open writes on request: digests of 64 hexadecimal digits with a space between
+ * them. The first is that of the header: of all bytes before the data, with these 64 digits as zeros. The others are those of each
+ * tensor's bytes, in byte order of the names. The only kind that tells which tensor is damaged.
+ */
+#define ST_CHECK_BLAKE3 4
+/** The SHA-256 of a file as a whole, as model hubs publish it: st_verify_options.sha256. */
+#define ST_CHECK_FILE_SHA256 8
+
+/**
+ * Read around the page cache, so that what other programs have there stays (Linux 6.14; before that it makes no difference). Without this
+ * that is done for checkpoints larger than half of the machine's memory.
+ */
+#define ST_VERIFY_AROUND_CACHE 1
+
+/** What to verify, and how. Initialise with ST_VERIFY_OPTIONS_INIT. */
+typedef struct st_verify_options {
+    /** sizeof(st_verify_options) */
+    size_t struct_size;
+    /** ST_CHECK_*, or'ed: kinds that every shard must have. 0: whatever each shard has, which must be at least one. */
+    uint32_t checks;
+    /** ST_VERIFY_AROUND_CACHE, or 0. */
+    uint32_t flags;
+    /** The most threads; 0 leaves the number to the library, which takes 16 at most. */
+    uint32_t workers;
+    /** 0. */
+    uint32_t reserved;
+    /** The SHA-256 of each shard's file: strings of 64 hexadecimal digits in the order of the shards, NULL for those that are not known. */
+    const char *const *sha256;
+    /** How many there are in sha256; those of further shards are not known. */
+    size_t sha256_len;
+    /** Where other threads see how far it is, and cancel it; may be NULL. */
+    st_task *task;
+} st_verify_options;
+
+/** What was found. */
+typedef struct st_verify_report {
+    /** Bytes that were read. */
+    uint64_t bytes;
+    /** Tensors whose bytes were verified, by whatever kind. */
+    uint64_t tensors;
+    /** Tensors that are known to be damaged. Only ST_CHECK_BLAKE3 knows; the others say no more than that something of a shard is. */
+    uint64_t bad_tensors;
+    /** Index of the first of them; ST_ALL if there is none. */
+    size_t first_bad_tensor;
+    /** Shards of which something does not match. */
+    uint64_t bad_shards;
+    /** The first of them; ST_ALL if there is none. */
+    size_t first_bad_shard;
+    /** ST_CHECK_*: the kinds that were verified, of any shard. */
+    uint32_t checks;
+    /** ST_CHECK_*: the kinds that did not match. */
+    uint32_t bad_checks;
+} st_verify_report;
+
+/**
+ * Reads all tensors and compares them with the checksums that the checkpoint carries, and with those that the caller knows. All
+ * shards are gone through, whatever is found. It takes several threads, which have ended when this returns, and a MiB of memory for each.
+ *
+ * What is verified is what the files hold (or the caller's buffer): not what was written to tensors after ST_OPEN_COPY_ON_WRITE.
+ *
+ * options: NULL for the defaults.
+ * out: receives what was found; may be NULL. Unlike other outputs it is also written on ST_ERR_CHECKSUM_MISMATCH.
+ *
+ * ST_ERR_CHECKSUM_MISMATCH: something is damaged, or the checksum is. The message names the first tensor, or file.
+ * ST_ERR_CHECKSUM_MISSING: a shard has no checksum of a kind that is asked for, or none at all.
+ * ST_ERR_CHECKSUM_MALFORMED: a checksum in the metadata is none.
+ * ST_ERR_FILE_CHANGED: the size or the time of modification of a file is no longer what it was when it was opened.
+ * ST_ERR_CANCELLED: by st_task_cancel.
+ * ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_NO_MEMORY: something could not be read.
+ * ST_ERR_INVALID_ARGUMENT: a NULL, options that this library does not know, a digest that is none, more digests than shards.
+ */
+st_status st_verify(st_checkpoint *checkpoint,
+                    const struct st_verify_options *options,
+                    struct st_verify_report *out,
+                    st_error *err);
 
 #ifdef __cplusplus
 }

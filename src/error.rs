@@ -1,6 +1,6 @@
 //! Every way to fail, with the file, the tensor and the numbers involved.
 
-use crate::format::{Dtype, HeaderError, IndexError, RankError, SliceError};
+use crate::format::{ChecksumError, Dtype, HeaderError, IndexError, RankError, SliceError};
 use crate::quote::Quoted;
 use crate::storage::StorageError;
 use std::fmt::{self, Display};
@@ -124,6 +124,13 @@ pub enum Error {
         /// The tensor.
         tensor: String,
     },
+    /// The checksums of a file are missing, wrong, or not those of its bytes.
+    Checksum {
+        /// Path of the file; empty for memory.
+        path: String,
+        /// What is wrong with them.
+        source: ChecksumError,
+    },
     /// A tensor cannot be divided over ranks as asked.
     Rank(RankError),
     /// There is no tensor of that index.
@@ -246,6 +253,7 @@ impl Display for Error {
             Error::InUse { tensor } => write!(f, "tensor {} is in use", Quoted(tensor)),
             Error::NotInUse { tensor } => write!(f, "tensor {} is not in use: it cannot be released", Quoted(tensor)),
             Error::TooManyPins { tensor } => write!(f, "tensor {} is in use 2^31 times", Quoted(tensor)),
+            Error::Checksum { path, source } => write!(f, "{}{source}", In(path)),
             Error::Rank(source) => write!(f, "{source}"),
             Error::NoSuchTensor { index, len } => write!(f, "there is no tensor {index} among {len}"),
             Error::BufferTooSmall { tensor, needed, given } => {
@@ -272,6 +280,7 @@ impl std::error::Error for Error {
             Error::Slice { source, .. } => Some(source),
             Error::Index { source, .. } => Some(source),
             Error::Folder { source, .. } => Some(source),
+            Error::Checksum { source, .. } => Some(source),
             Error::Rank(source) => Some(source),
             _ => None,
         }

@@ -25,6 +25,7 @@
 //!
 //! - [`format`](mod@format): headers, dtypes, slice arithmetic. Knows bytes, no files.
 //! - [`storage`]: mappings, positional reads, memory. Knows files, no tensors.
+//! - `hashing`: checksums of many bytes, on several threads. Knows runs of bytes, not where they come from.
 //! - `residency`: what is in use, what is held, what goes when a budget is reached. Knows pieces of memory, no tensors.
 //! - `checkpoint`: [`Checkpoint`], one name space over all of them.
 //! - [`ffi`]: the C contract. No logic.
@@ -46,13 +47,17 @@ mod checkpoint;
 mod error;
 pub mod ffi;
 pub mod format;
+mod hashing;
 mod quote;
 mod residency;
 pub mod storage;
 mod task;
 mod thread;
+mod workers;
 
-pub use checkpoint::{Checkpoint, Info, OpenOptions, Pinned, Residency, Tensor, TensorBytes, View};
+pub use checkpoint::{
+    Checkpoint, Checks, Info, OpenOptions, Pinned, Report, Residency, Tensor, TensorBytes, Verify, VerifyOptions, View,
+};
 pub use error::{Error, FolderError, Mismatch};
 pub use format::Dtype;
 pub use task::{Progress, Task};

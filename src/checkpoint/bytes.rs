@@ -156,6 +156,11 @@ impl Checkpoint {
         };
         let read = read_slice(&tensor.shard.storage, tensor.file_offset(), &slice, dst);
         read.map_err(|source| tensor.shard.storage_error(Some(tensor.name()), source))?;
+        self.check_unchanged(&tensor)?;
+        if needed == tensor.nbytes() {
+            // SAFETY: `read_slice` has initialised all of it.
+            self.check_read(&tensor, unsafe { &*(&raw const *dst as *const [u8]) })?;
+        }
         Ok(needed as usize)
     }
 

@@ -1,6 +1,7 @@
 //! The metadata of all shards as one.
 
 use super::shards::Shards;
+use crate::format::{BLAKE3_KEY, CRC_KEY, SHA256_KEY};
 use hashbrown::hash_table::{Entry, HashTable};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -35,7 +36,7 @@ impl Metadata {
                 match merged.keys.entry(merged.hash.hash_one(key), is_key, rehash) {
                     Entry::Occupied(known) => {
                         let differs = entry_of(known.get()).is_some_and(|(_, known)| known != value);
-                        merged.conflicts += u64::from(differs);
+                        merged.conflicts += u64::from(differs && !is_of_one_file(key));
                     }
                     Entry::Vacant(slot) => {
                         slot.insert(merged.entries.len());
@@ -63,10 +64,15 @@ impl Metadata {
         entry_of(at).map(|(_, value)| value)
     }
 
-    /// How many entries were left out because an earlier shard has another value for their key.
+    /// How many entries were left out because an earlier shard has another value for their key. Checksums do not count.
     pub(super) fn conflicts(&self) -> u64 {
         self.conflicts
     }
+}
+
+/// Whether a key says something of its own file and no other: a checksum.
+fn is_of_one_file(key: &[u8]) -> bool {
+    [CRC_KEY, SHA256_KEY, BLAKE3_KEY].iter().any(|known| known.as_bytes() == key)
 }
 
 fn get(shards: &Shards, (shard, entry): (usize, usize)) -> Option<(&[u8], &[u8])> {

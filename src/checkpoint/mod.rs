@@ -11,6 +11,7 @@
 //! resident   what is in memory: held, let go, read ahead
 //! neighbours which tensors lie beside one another
 //! strays     pages that come into memory beside tensors
+//! verify     whether the bytes are those of which there are checksums
 //! ```
 
 mod agree;
@@ -25,11 +26,12 @@ mod resident;
 mod shard;
 mod shards;
 mod strays;
-mod workers;
+mod verify;
 
 pub use bytes::{TensorBytes, View};
 pub use open::OpenOptions;
 pub use resident::{Pinned, Residency};
+pub use verify::{Checks, Report, Verify, VerifyOptions};
 
 use crate::format::{Dtype, TensorInfo};
 use crate::residency::Ledger;
@@ -42,6 +44,7 @@ use shards::Shards;
 use std::ffi::{c_char, CStr};
 use std::ops::Range;
 use strays::Strays;
+use verify::FirstUse;
 
 /// An open checkpoint.
 ///
@@ -56,6 +59,9 @@ pub struct Checkpoint {
     neighbours: Neighbours,
     read_ahead: ReadAhead,
     strays: Strays,
+    /// Reads look whether the file has changed.
+    watches_changes: bool,
+    first_use: Option<FirstUse>,
 }
 
 /// Sizes of a checkpoint, and how it was opened.

@@ -8,12 +8,13 @@ use super::neighbours::Neighbours;
 use super::shard::{c_path, text, Shard};
 use super::shards::Shards;
 use super::strays::Strays;
-use super::workers::{in_parallel, workers_for};
+use super::verify::Verify;
 use super::Checkpoint;
 use crate::error::Error;
 use crate::format::NameHasher;
 use crate::residency::Ledger;
 use crate::storage::{FileKind, Memory, ReadAhead, Scratch, Storage, StorageError, StorageOptions};
+use crate::workers::{in_parallel, workers_for};
 use std::ffi::CString;
 use std::path::Path;
 
@@ -26,6 +27,8 @@ pub struct OpenOptions {
     pub follow_links: bool,
     /// The most bytes of tensors that may be held in memory; 0 is no limit. [`Checkpoint::pin`] tells how it is kept.
     pub budget: u64,
+    /// When its bytes are compared with its checksums. Except for [`Verify::None`], reads also look whether the file was changed.
+    pub verify: Verify,
 }
 
 impl Checkpoint {
@@ -40,7 +43,8 @@ impl Checkpoint {
     ///
     /// [`Error::Storage`]: a file is absent, not readable, or not a regular file. [`Error::Header`]: one breaks a rule of the
     /// format. [`Error::Index`], [`Error::IndexMismatch`], [`Error::ShardMissing`], [`Error::ShardOutside`],
-    /// [`Error::DuplicateName`], [`Error::Folder`]: the parts do not make a checkpoint. [`Error::InvalidArgument`]: the path has a
+    /// [`Error::DuplicateName`], [`Error::Folder`]: the parts do not make a checkpoint. [`Error::Checksum`]: what
+    /// [`OpenOptions::verify`] asks for is missing, or does not match. [`Error::InvalidArgument`]: the path has a
     /// NUL.
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Checkpoint, Error> {
         let path = path.as_ref();
@@ -110,7 +114,7 @@ impl Checkpoint {
         let metadata = Metadata::new(&shards).ok_or(Error::NoMemory)?;
         let ledger = Ledger::new(shards.len(), options.budget);
         let neighbours = Neighbours::new(shards.list().len());
-        let checkpoint = Checkpoint {
+        let mut checkpoint = Checkpoint {
             shards,
             names,
             metadata,
@@ -118,11 +122,14 @@ impl Checkpoint {
             neighbours,
             read_ahead: ReadAhead::default(),
             strays: Strays::default(),
+            watches_changes: false,
+            first_use: None,
         };
         checkpoint.set_budget(options.budget)?;
         for shard in checkpoint.shards.list() {
             shard.make_resident(&checkpoint.read_ahead)?;
         }
+        checkpoint.verify_as(options.verify)?;
         Ok(checkpoint)
     }
 }

@@ -95,6 +95,7 @@ impl Checkpoint {
     /// As [`Checkpoint::pin`], to be undone by [`Checkpoint::release`]: a copy may go then.
     pub(crate) fn acquire(&self, index: usize) -> Result<TensorBytes<'_>, Error> {
         let tensor = self.tensor_at(index)?;
+        self.check_first_use(&tensor)?;
         let start = self.ledger.acquire(index, self).map_err(|error| acquire_error(&tensor, error))?;
         Ok(TensorBytes::new(start, tensor.nbytes()))
     }
@@ -252,6 +253,7 @@ impl Checkpoint {
 
     /// Where a tensor lies for ever: in place, or in a copy that is kept.
     pub(super) fn start_of(&self, tensor: &Tensor<'_>) -> Result<NonNull<u8>, Error> {
+        self.check_first_use(tensor)?;
         match in_place(tensor) {
             Some(start) => Ok(start),
             None => self.ledger.keep(tensor.index(), self).map_err(|error| acquire_error(tensor, error)),
@@ -319,7 +321,14 @@ impl Source for Checkpoint {
 
     fn copy(&self, index: usize) -> Result<Buffer, StorageError> {
         match self.tensor(index) {
-            Some(tensor) => tensor.shard.storage.read(tensor.file_offset(), tensor.nbytes()),
+            Some(tensor) => {
+                let storage = &tensor.shard.storage;
+                let copy = storage.read(tensor.file_offset(), tensor.nbytes())?;
+                if self.watches_changes {
+                    storage.check_unchanged()?;
+                }
+                Ok(copy)
+            }
             None => Buffer::new(0),
         }
     }

@@ -1,7 +1,7 @@
 //! `st_status` and `st_error`: the only translation of [`Error`].
 
 use crate::error::{Error, FolderError};
-use crate::format::{HeaderError, IndexError, RankError, SliceError};
+use crate::format::{ChecksumError, HeaderError, IndexError, RankError, SliceError};
 use crate::storage::StorageError;
 use std::ffi::c_char;
 use std::fmt::{self, Write};
@@ -45,6 +45,8 @@ pub const ST_ERR_NO_MEMORY: st_status = 201;
 pub const ST_ERR_NOT_A_FILE: st_status = 202;
 /// The file is shorter than its header says, or has become shorter since it was opened.
 pub const ST_ERR_TRUNCATED: st_status = 203;
+/// The file was written to since it was opened. (Noticed only by what verifies: see st_open_options.verify.)
+pub const ST_ERR_FILE_CHANGED: st_status = 204;
 
 /// The file has fewer than 8 bytes.
 pub const ST_ERR_HEADER_TOO_SMALL: st_status = 300;
@@ -107,6 +109,13 @@ pub const ST_ERR_FOLDER_AMBIGUOUS: st_status = 409;
 /// Two names of shards lead to the same file.
 pub const ST_ERR_SHARD_TWICE: st_status = 410;
 
+/// The file has no checksum of a kind that is asked for, or none at all.
+pub const ST_ERR_CHECKSUM_MISSING: st_status = 500;
+/// The bytes are not those of which the file, or the caller, has the checksum: they are damaged.
+pub const ST_ERR_CHECKSUM_MISMATCH: st_status = 501;
+/// What the file has in the place of a checksum is none: it is no number, or not of as many tensors.
+pub const ST_ERR_CHECKSUM_MALFORMED: st_status = 502;
+
 /// Where a failed call leaves the details. It lies in the caller's memory, refers to no other, and needs neither initialising nor
 /// freeing; its size never changes.
 #[repr(C)]
@@ -129,7 +138,7 @@ pub extern "C" fn st_status_name(status: st_status) -> *const c_char {
     named.map_or(std::ptr::null(), |(_, name)| name.as_ptr())
 }
 
-const STATUS_NAMES: [(st_status, &std::ffi::CStr); 46] = [
+const STATUS_NAMES: [(st_status, &std::ffi::CStr); 50] = [
     (ST_OK, c"ST_OK"),
     (ST_ERR_INVALID_ARGUMENT, c"ST_ERR_INVALID_ARGUMENT"),
     (ST_ERR_NOT_FOUND, c"ST_ERR_NOT_FOUND"),
@@ -147,6 +156,7 @@ const STATUS_NAMES: [(st_status, &std::ffi::CStr); 46] = [
     (ST_ERR_NO_MEMORY, c"ST_ERR_NO_MEMORY"),
     (ST_ERR_NOT_A_FILE, c"ST_ERR_NOT_A_FILE"),
     (ST_ERR_TRUNCATED, c"ST_ERR_TRUNCATED"),
+    (ST_ERR_FILE_CHANGED, c"ST_ERR_FILE_CHANGED"),
     (ST_ERR_HEADER_TOO_SMALL, c"ST_ERR_HEADER_TOO_SMALL"),
     (ST_ERR_HEADER_TOO_LARGE, c"ST_ERR_HEADER_TOO_LARGE"),
     (ST_ERR_HEADER_LENGTH, c"ST_ERR_HEADER_LENGTH"),
@@ -176,6 +186,9 @@ const STATUS_NAMES: [(st_status, &std::ffi::CStr); 46] = [
     (ST_ERR_FOLDER_EMPTY, c"ST_ERR_FOLDER_EMPTY"),
     (ST_ERR_FOLDER_AMBIGUOUS, c"ST_ERR_FOLDER_AMBIGUOUS"),
     (ST_ERR_SHARD_TWICE, c"ST_ERR_SHARD_TWICE"),
+    (ST_ERR_CHECKSUM_MISSING, c"ST_ERR_CHECKSUM_MISSING"),
+    (ST_ERR_CHECKSUM_MISMATCH, c"ST_ERR_CHECKSUM_MISMATCH"),
+    (ST_ERR_CHECKSUM_MALFORMED, c"ST_ERR_CHECKSUM_MALFORMED"),
 ];
 
 impl From<&Error> for st_error {
@@ -235,6 +248,7 @@ fn status_of(error: &Error) -> st_status {
             StorageError::Io { .. } => ST_ERR_IO,
             StorageError::NotAFile(_) => ST_ERR_NOT_A_FILE,
             StorageError::Truncated { .. } => ST_ERR_TRUNCATED,
+            StorageError::Changed => ST_ERR_FILE_CHANGED,
             StorageError::NoMemory { .. } => ST_ERR_NO_MEMORY,
             StorageError::Unsupported(_) => ST_ERR_UNSUPPORTED,
         },
@@ -269,6 +283,14 @@ fn status_of(error: &Error) -> st_status {
             RankError::Layout { .. } => ST_ERR_INVALID_ARGUMENT,
             RankError::NotDivisible { .. } => ST_ERR_NOT_DIVISIBLE,
             RankError::NoMemory { .. } => ST_ERR_NO_MEMORY,
+        },
+        Error::Checksum { source, .. } => match source {
+            ChecksumError::Missing { .. } => ST_ERR_CHECKSUM_MISSING,
+            ChecksumError::Malformed { .. } => ST_ERR_CHECKSUM_MALFORMED,
+            ChecksumError::Header | ChecksumError::Tensor { .. } | ChecksumError::Whole { .. } => {
+                ST_ERR_CHECKSUM_MISMATCH
+            }
+            ChecksumError::NoMemory { .. } => ST_ERR_NO_MEMORY,
         },
         Error::NoSuchTensor { .. } => ST_ERR_OUT_OF_RANGE,
         Error::BufferTooSmall { .. } => ST_ERR_BUFFER_TOO_SMALL,

@@ -4,7 +4,7 @@ use super::error::{st_error, st_status};
 use super::guard::{guard, guard_value};
 use super::handle::{array, c_bytes, into_handle, output, shared_checkpoint, take_handle};
 use super::options::{copy_options, Options};
-use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::checkpoint::{Checkpoint, OpenOptions, Verify};
 use crate::error::Error;
 use crate::storage::{Memory, StorageKind, StorageOptions};
 use std::ffi::{c_char, c_void, OsStr};
@@ -41,6 +41,18 @@ pub const ST_OPEN_LOCK: u32 = 4;
 /// Face cache into its store.
 pub const ST_OPEN_FOLLOW_LINKS: u32 = 8;
 
+/// Nothing is verified, unless st_verify is called.
+pub const ST_VERIFY_NONE: i32 = 0;
+/// Opening verifies the headers that have digests ("safetensors_lazy.blake3": see st_verify). No tensor is read.
+pub const ST_VERIFY_STRUCTURE: i32 = 1;
+/// Besides, each tensor is verified once: when it is first handed out by st_tensor_ptr, st_tensor_view, st_tensor_dlpack,
+/// st_acquire, or an st_tensor_read of all of it. That call reads all of the tensor, and gives ST_ERR_CHECKSUM_MISMATCH if it is damaged, and so does
+/// each call after it; other threads that want the tensor wait meanwhile. Later uses cost nothing. Reads of slices are not verified.
+/// Every shard must have digests: else ST_ERR_CHECKSUM_MISSING.
+pub const ST_VERIFY_FIRST_USE: i32 = 2;
+/// Opening reads everything and verifies it by whatever checksums there are, as st_verify does. Every shard must have one.
+pub const ST_VERIFY_FULL: i32 = 3;
+
 /// How to open a checkpoint. Initialise with ST_OPEN_OPTIONS_INIT.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -53,9 +65,16 @@ pub struct st_open_options {
     pub flags: u32,
     /// The most bytes of tensors to hold in memory; 0 for no limit. See st_set_budget. Not with ST_OPEN_LOCK: ST_ERR_UNSUPPORTED.
     pub budget: u64,
+    /// One of ST_VERIFY_NONE to ST_VERIFY_FULL. With all but the first, st_tensor_read, and what copies a tensor, also give
+    /// ST_ERR_FILE_CHANGED if the size or the time of modification of the file is no longer what it was when it was opened. (Not noticed: what is
+    /// written to a mapping that was handed out before; and who writes and then sets the time back. A file that is replaced by rename has not
+    /// changed: the old one is still there.)
+    pub verify: i32,
+    /// 0.
+    pub reserved: u32,
 }
 
-// SAFETY: 8 + 4 + 4 + 8 bytes of integers, `struct_size` first.
+// SAFETY: 8 + 4 + 4 + 8 + 4 + 4 bytes of integers, `struct_size` first.
 unsafe impl Options for st_open_options {
     const FIRST_SIZE: usize = 16;
 }
@@ -89,6 +108,7 @@ unsafe impl Options for st_open_options {
 /// ST_ERR_INDEX_*: the index is not one, or it and the shards contradict each other.
 /// ST_ERR_SHARD_MISSING, ST_ERR_SHARD_OUTSIDE, ST_ERR_SHARD_TWICE: a shard is not there, or not in the folder, or there twice.
 /// ST_ERR_FOLDER_EMPTY, ST_ERR_FOLDER_AMBIGUOUS: the folder holds no checkpoint, or more than one.
+/// ST_ERR_CHECKSUM_MISSING, ST_ERR_CHECKSUM_MISMATCH, ST_ERR_CHECKSUM_MALFORMED, ST_ERR_FILE_CHANGED: what the option verify asks for.
 /// ST_ERR_NO_MEMORY: no memory for a header or the index (at most 100 MB each) or the directory.
 /// ST_ERR_UNSUPPORTED: the options ask for what the storage cannot do.
 /// ST_ERR_INVALID_ARGUMENT: a NULL, or options that this library does not know.
@@ -185,7 +205,17 @@ fn open_options(options: st_open_options) -> Result<OpenOptions, Error> {
         populate: flag(ST_OPEN_POPULATE),
         lock: flag(ST_OPEN_LOCK),
     };
-    Ok(OpenOptions { storage, follow_links: flag(ST_OPEN_FOLLOW_LINKS), budget: options.budget })
+    let verify = match options.verify {
+        ST_VERIFY_NONE => Verify::None,
+        ST_VERIFY_STRUCTURE => Verify::Structure,
+        ST_VERIFY_FIRST_USE => Verify::FirstUse,
+        ST_VERIFY_FULL => Verify::Full,
+        unknown => return Err(Error::InvalidArgument { what: format!("there is no way to verify {unknown}") }),
+    };
+    if options.reserved != 0 {
+        return Err(Error::InvalidArgument { what: "reserved is not 0".to_owned() });
+    }
+    Ok(OpenOptions { storage, follow_links: flag(ST_OPEN_FOLLOW_LINKS), budget: options.budget, verify })
 }
 
 /// The `ST_STORAGE_*` of a kind.

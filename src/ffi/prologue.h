@@ -80,10 +80,13 @@ extern "C" {
 #define ST_ALL SIZE_MAX
 
 /* Initialises an st_open_options with the default of every field. */
-#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0, 0 }
+#define ST_OPEN_OPTIONS_INIT { sizeof(st_open_options), ST_STORAGE_AUTO, 0, 0, ST_VERIFY_NONE, 0 }
 
 /* Initialises an st_layout with the default of every field. */
 #define ST_LAYOUT_INIT { sizeof(st_layout), NULL, 0, NULL, NULL, 0, 0 }
+
+/* Initialises an st_verify_options with the default of every field. */
+#define ST_VERIFY_OPTIONS_INIT { sizeof(st_verify_options), 0, 0, 0, 0, NULL, 0, NULL }
 
 /* DLPack's structs, named here so that this header needs no dlpack.h and works before or after it. */
 typedef struct DLManagedTensorVersioned DLManagedTensorVersioned;

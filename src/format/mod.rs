@@ -15,8 +15,10 @@
 //!
 //! Besides: `index` (which shard holds which tensor), `slice` (ranges to runs of bytes), `split` and `layout` (ranks to ranges).
 //!
-//! The index of a sharded checkpoint is read by `index`, with what it shares with `json`.
+//! The index of a sharded checkpoint is read by `index`, with what it shares with `json`. Checksums, and how a header carries them, are in
+//! `checksum`.
 
+pub(crate) mod checksum;
 pub(crate) mod directory;
 mod dtype;
 mod error;
@@ -30,6 +32,7 @@ mod slice;
 mod split;
 mod validate;
 
+pub use checksum::{ChecksumError, BLAKE3_KEY, CRC_KEY, SHA256_KEY};
 pub use dtype::{Dtype, ParseDtypeError};
 pub use error::{HeaderError, IndexError, RankError, SliceError};
 pub use header::{header_len, Header, TensorInfo, MAX_HEADER_LEN, PREFIX_LEN};

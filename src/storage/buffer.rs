@@ -85,6 +85,25 @@ pub(crate) struct Scratch(Option<Buffer>);
 impl Scratch {
     /// Reads `len` bytes from `offset` on. They are there until the next read.
     pub(crate) fn read(&mut self, storage: &Storage, offset: u64, len: u64) -> Result<&[u8], StorageError> {
+        self.fill(len, |room| storage.read_exact_at(room, offset))
+    }
+
+    /// As [`Scratch::read`], leaving the page cache as it is where the system can.
+    pub(crate) fn read_around_cache(
+        &mut self,
+        storage: &Storage,
+        offset: u64,
+        len: u64,
+    ) -> Result<&[u8], StorageError> {
+        self.fill(len, |room| storage.read_around_cache(room, offset))
+    }
+
+    /// `read` initialises all of the room that it gets when it returns `Ok`.
+    fn fill(
+        &mut self,
+        len: u64,
+        read: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<(), StorageError>,
+    ) -> Result<&[u8], StorageError> {
         if self.0.as_ref().is_none_or(|buffer| (buffer.len as u64) < len) {
             // The old one goes first, and a little more room saves the next one.
             self.0 = None;
@@ -92,7 +111,7 @@ impl Scratch {
         }
         let room =
             self.0.as_mut().and_then(|buffer| buffer.as_uninit_mut().get_mut(..len as usize)).unwrap_or_default();
-        storage.read_exact_at(room, offset)?;
+        read(room)?;
         // SAFETY: the read has initialised all of `room`, which is borrowed mutably from here on and given out as shared.
         Ok(unsafe { &*(&raw const *room as *const [u8]) })
     }

@@ -25,6 +25,8 @@ pub enum StorageError {
         /// Size of the file when it was opened, in bytes.
         opened_len: u64,
     },
+    /// The file was written to since it was opened.
+    Changed,
     /// There was no memory for a copy.
     NoMemory {
         /// Its size in bytes.
@@ -74,6 +76,7 @@ impl Display for StorageError {
                 f,
                 "the file was truncated: its {len} bytes from {offset} on are not all there any more (it had {opened_len} when opened)"
             ),
+            StorageError::Changed => f.write_str("the file was changed since it was opened"),
             StorageError::NoMemory { nbytes } => write!(f, "no memory for {nbytes} bytes"),
             StorageError::Unsupported(what) => f.write_str(what),
         }

@@ -20,6 +20,8 @@ pub use memory::Memory;
 pub(crate) use pread::FileId;
 pub(crate) use read_ahead::ReadAhead;
 
+pub(crate) use pages::physical_memory;
+
 use fs::FileSystem;
 use mapping::Mapping;
 use pread::Reader;
@@ -176,6 +178,26 @@ impl Storage {
         match &self.bytes {
             Bytes::Mapped(reader, _) | Bytes::Read(reader) => reader.read_exact_at(dst, offset),
             Bytes::Memory(memory) => memory.read_exact_at(dst, offset),
+        }
+    }
+
+    /// As [`Storage::read_exact_at`], leaving the page cache as it is where the system can: for reading more than fits it.
+    pub(crate) fn read_around_cache(&self, dst: &mut [MaybeUninit<u8>], offset: u64) -> Result<(), StorageError> {
+        match &self.bytes {
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => reader.read_around_cache(dst, offset),
+            Bytes::Memory(memory) => memory.read_exact_at(dst, offset),
+        }
+    }
+
+    /// Whether the file is, as far as the system tells, as it was when it was opened.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Changed`]: it has another size or time of modification; [`StorageError::Io`]: the system does not tell.
+    pub(crate) fn check_unchanged(&self) -> Result<(), StorageError> {
+        match &self.bytes {
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => reader.check_unchanged(),
+            Bytes::Memory(_) => Ok(()),
         }
     }
 

@@ -11,6 +11,13 @@ pub(super) fn page_size() -> u64 {
     u64::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
 }
 
+/// How much physical memory this machine has, in bytes; a control group may allow less.
+pub(crate) fn physical_memory() -> u64 {
+    // SAFETY: reads a number that the system keeps.
+    let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+    u64::try_from(pages).unwrap_or(u64::MAX).saturating_mul(page_size())
+}
+
 /// The pages that lie wholly in `bytes` of a file of `len` bytes, as bytes. The last page belongs to the file whole.
 pub(super) fn whole_pages(bytes: Range<u64>, len: u64) -> Range<u64> {
     let page = page_size();

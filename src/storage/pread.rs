@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 /// Which file it is, under whatever name.
@@ -29,6 +30,10 @@ pub(super) struct Reader {
     file: Arc<File>,
     id: FileId,
     len: u64,
+    /// Its time of modification when it was opened, in seconds and nanoseconds.
+    modified: (i64, i64),
+    /// Whether the system knows reads that leave the page cache as it is (Linux 6.14, on some file systems).
+    reads_around_cache: AtomicBool,
 }
 
 impl Reader {
@@ -47,7 +52,13 @@ impl Reader {
         .map_err(refused)?;
         let metadata = file.metadata().map_err(refused)?;
         check_type(metadata.file_type())?;
-        Ok(Reader { id: FileId::of(&metadata), len: metadata.len(), file: Arc::new(file) })
+        Ok(Reader {
+            id: FileId::of(&metadata),
+            len: metadata.len(),
+            modified: modified(&metadata),
+            file: Arc::new(file),
+            reads_around_cache: AtomicBool::new(true),
+        })
     }
 
     pub(super) fn file(&self) -> &Arc<File> {
@@ -64,11 +75,44 @@ impl Reader {
 
     /// Fills `dst` from `offset` on, however many calls that takes.
     pub(super) fn read_exact_at(&self, dst: &mut [MaybeUninit<u8>], offset: u64) -> Result<(), StorageError> {
+        self.fill(dst, offset, read_at)
+    }
+
+    /// As [`Reader::read_exact_at`], leaving the page cache as it is if the system knows how.
+    pub(super) fn read_around_cache(&self, dst: &mut [MaybeUninit<u8>], offset: u64) -> Result<(), StorageError> {
+        if self.reads_around_cache.load(Ordering::Relaxed) {
+            match self.fill(dst, offset, read_around_cache_at) {
+                Err(StorageError::Io { source, .. }) if is_refusal(&source) => {
+                    self.reads_around_cache.store(false, Ordering::Relaxed);
+                }
+                outcome => return outcome,
+            }
+        }
+        self.read_exact_at(dst, offset)
+    }
+
+    /// # Errors
+    ///
+    /// [`StorageError::Changed`] if it has another size or time of modification than when it was opened.
+    pub(super) fn check_unchanged(&self) -> Result<(), StorageError> {
+        let now = self.file.metadata().map_err(|error| StorageError::io("look at", error))?;
+        match (now.len(), modified(&now)) == (self.len, self.modified) {
+            true => Ok(()),
+            false => Err(StorageError::Changed),
+        }
+    }
+
+    fn fill(
+        &self,
+        dst: &mut [MaybeUninit<u8>],
+        offset: u64,
+        read: fn(&File, &mut [MaybeUninit<u8>], u64) -> io::Result<usize>,
+    ) -> Result<(), StorageError> {
         let truncated = StorageError::Truncated { offset, len: dst.len() as u64, opened_len: self.len };
         let mut rest = dst;
         let mut position = offset;
         while !rest.is_empty() {
-            match read_at(&self.file, rest, position) {
+            match read(&self.file, rest, position) {
                 Ok(0) => return Err(truncated),
                 Ok(n) => {
                     rest = rest.get_mut(n..).unwrap_or_default();
@@ -114,6 +158,26 @@ fn read_at(file: &File, dst: &mut [MaybeUninit<u8>], offset: u64) -> io::Result<
     // fine for it. The descriptor is open.
     let n = unsafe { libc::pread64(file.as_raw_fd(), dst.as_mut_ptr().cast(), dst.len(), offset) };
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// As [`read_at`], for pages that are not in the page cache not to stay there.
+fn read_around_cache_at(file: &File, dst: &mut [MaybeUninit<u8>], offset: u64) -> io::Result<usize> {
+    /// From linux/fs.h.
+    const RWF_DONTCACHE: i32 = 0x80;
+    let Ok(offset) = libc::off64_t::try_from(offset) else { return Ok(0) };
+    let part = libc::iovec { iov_base: dst.as_mut_ptr().cast(), iov_len: dst.len() };
+    // SAFETY: `part` is all of `dst`, memory that may be written to; the descriptor is open.
+    let n = unsafe { libc::preadv64v2(file.as_raw_fd(), &raw const part, 1, offset, RWF_DONTCACHE) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Whether the kernel, or the file system, does not know a flag of a read.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
+}
+
+fn modified(metadata: &Metadata) -> (i64, i64) {
+    (metadata.mtime(), metadata.mtime_nsec())
 }
 
 fn check_type(kind: FileType) -> Result<(), StorageError> {

@@ -18,6 +18,7 @@
     X(ST_ERR_NO_MEMORY, 201)                                                                                           \
     X(ST_ERR_NOT_A_FILE, 202)                                                                                          \
     X(ST_ERR_TRUNCATED, 203)                                                                                           \
+    X(ST_ERR_FILE_CHANGED, 204)                                                                                        \
     X(ST_ERR_HEADER_TOO_SMALL, 300)                                                                                    \
     X(ST_ERR_HEADER_TOO_LARGE, 301)                                                                                    \
     X(ST_ERR_HEADER_LENGTH, 302)                                                                                       \
@@ -46,7 +47,10 @@
     X(ST_ERR_SHARD_OUTSIDE, 407)                                                                                       \
     X(ST_ERR_FOLDER_EMPTY, 408)                                                                                        \
     X(ST_ERR_FOLDER_AMBIGUOUS, 409)                                                                                    \
-    X(ST_ERR_SHARD_TWICE, 410)
+    X(ST_ERR_SHARD_TWICE, 410)                                                                                         \
+    X(ST_ERR_CHECKSUM_MISSING, 500)                                                                                    \
+    X(ST_ERR_CHECKSUM_MISMATCH, 501)                                                                                   \
+    X(ST_ERR_CHECKSUM_MALFORMED, 502)
 
 /* Dtype, number, name, bits, and the code that DLPack has for it. */
 #define DTYPES(X)                                                                                                      \

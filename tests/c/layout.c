@@ -18,11 +18,13 @@ AT(st_error, status, 0);
 AT(st_error, os_error, 4);
 AT(st_error, message, 8);
 
-SIZE(st_open_options, 24);
+SIZE(st_open_options, 32);
 AT(st_open_options, struct_size, 0);
 AT(st_open_options, storage, 8);
 AT(st_open_options, flags, 12);
 AT(st_open_options, budget, 16);
+AT(st_open_options, verify, 24);
+AT(st_open_options, reserved, 28);
 
 SIZE(st_tensor, 64);
 AT(st_tensor, name, 0);
@@ -74,6 +76,33 @@ AT(st_layout, tensor_map, 24);
 AT(st_layout, tensor_map_starts, 32);
 AT(st_layout, tensor_map_len, 40);
 AT(st_layout, optimizer_shard, 48);
+
+SIZE(st_progress, 40);
+AT(st_progress, bytes_done, 0);
+AT(st_progress, bytes_total, 8);
+AT(st_progress, items_done, 16);
+AT(st_progress, items_total, 24);
+AT(st_progress, bytes_per_second, 32);
+
+SIZE(st_verify_options, 48);
+AT(st_verify_options, struct_size, 0);
+AT(st_verify_options, checks, 8);
+AT(st_verify_options, flags, 12);
+AT(st_verify_options, workers, 16);
+AT(st_verify_options, reserved, 20);
+AT(st_verify_options, sha256, 24);
+AT(st_verify_options, sha256_len, 32);
+AT(st_verify_options, task, 40);
+
+SIZE(st_verify_report, 56);
+AT(st_verify_report, bytes, 0);
+AT(st_verify_report, tensors, 8);
+AT(st_verify_report, bad_tensors, 16);
+AT(st_verify_report, first_bad_tensor, 24);
+AT(st_verify_report, bad_shards, 32);
+AT(st_verify_report, first_bad_shard, 40);
+AT(st_verify_report, checks, 48);
+AT(st_verify_report, bad_checks, 52);
 
 #define STATUS(status, number) static_assert(status == number, #status);
 STATUSES(STATUS)

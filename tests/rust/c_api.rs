@@ -33,7 +33,14 @@ pub fn open(path: &Path) -> Result<Handle, Failure> {
 /// `flags`: `ST_OPEN_*`.
 pub fn open_with(path: &Path, flags: u32) -> Result<Handle, Failure> {
     let path = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
-    let options = st_open_options { struct_size: size_of::<st_open_options>(), storage: 0, flags, budget: 0 };
+    let options = st_open_options {
+        struct_size: size_of::<st_open_options>(),
+        storage: 0,
+        flags,
+        budget: 0,
+        verify: 0,
+        reserved: 0,
+    };
     let (mut handle, mut error) = (null_mut(), untouched());
     // SAFETY: the string, the options, the output and the error are locals.
     let status = unsafe { st_open(path.as_ptr(), &options, &mut handle, &mut error) };

@@ -1,0 +1,168 @@
+//! What the bytes come to, beside what they should.
+
+use super::super::shard::Shard;
+use super::claims::Claims;
+use super::Checks;
+use crate::error::Error;
+use crate::format::checksum::{integer_scalar, to_hex, CrcNum, Digest};
+use crate::format::ChecksumError;
+use crate::hashing::{Input, Sums, Wanted};
+use crate::quote::excerpt;
+use std::mem::MaybeUninit;
+
+/// The checksums that there are of a shard.
+pub(super) struct Known {
+    pub(super) claims: Claims,
+    pub(super) file_sha256: Option<Digest>,
+}
+
+/// What has to be hashed of a shard.
+///
+/// # Errors
+///
+/// [`Error::Checksum`]: it has not what `checks` ask for, or nothing at all.
+pub(super) fn input_of(shard: &Shard, known: &Known, checks: Checks) -> Result<Input, Error> {
+    let missing = |what| Error::Checksum { path: shard.path_text(), source: ChecksumError::Missing { what } };
+    let stated = &known.claims.stated;
+    let has = Wanted {
+        crc: stated.crc.is_some(),
+        blake3: stated.blake3.is_some(),
+        data_sha256: stated.sha256.is_some(),
+        file_sha256: known.file_sha256.is_some(),
+    };
+    let all = checks.none();
+    let wanted = Wanted {
+        crc: has.crc && (all || checks.crc),
+        blake3: has.blake3 && (all || checks.blake3),
+        data_sha256: has.data_sha256 && (all || checks.sha256),
+        file_sha256: has.file_sha256,
+    };
+    for (asked, has, what) in [
+        (checks.crc, has.crc, "crc_num"),
+        (checks.blake3, has.blake3, "BLAKE3 digests"),
+        (checks.sha256, has.data_sha256, "modelspec.hash_sha256"),
+        (checks.file_sha256, has.file_sha256, "SHA-256 digest that was given"),
+        (!shard.header.is_empty(), wanted != Wanted::default(), "checksum"),
+    ] {
+        if asked && !has {
+            return Err(missing(what));
+        }
+    }
+    let mut tensors = Vec::new();
+    tensors.try_reserve_exact(shard.header.len()).map_err(|_| shard.no_memory())?;
+    if wanted != Wanted::default() {
+        let start = shard.data_start();
+        tensors.extend(
+            file_order(shard)?
+                .iter()
+                .filter_map(|within| shard.header.tensor(*within))
+                .map(|tensor| start + tensor.start..start + tensor.stop),
+        );
+    }
+    Ok(Input { data_start: shard.data_start(), tensors, wanted })
+}
+
+/// What came out of one shard.
+#[derive(Default)]
+pub(super) struct Compared {
+    pub(super) tensors: u64,
+    pub(super) bad_tensors: u64,
+    /// Its number in the shard.
+    pub(super) first_bad_tensor: Option<usize>,
+    pub(super) checks: Checks,
+    pub(super) bad_checks: Checks,
+    pub(super) first_error: Option<ChecksumError>,
+}
+
+impl Compared {
+    fn bad(&mut self, check: fn(&mut Checks) -> &mut bool, error: ChecksumError) {
+        *check(&mut self.bad_checks) = true;
+        self.first_error.get_or_insert(error);
+    }
+}
+
+/// Compares a shard's sums with what is known of it. The first error is the one that says most.
+pub(super) fn compare(shard: &Shard, known: &Known, input: &Input, sums: &Sums) -> Result<Compared, Error> {
+    let wanted = input.wanted;
+    let mut compared = Compared {
+        tensors: input.tensors.len() as u64,
+        checks: Checks {
+            crc: wanted.crc,
+            sha256: wanted.data_sha256,
+            blake3: wanted.blake3,
+            file_sha256: wanted.file_sha256,
+        },
+        ..Compared::default()
+    };
+    let stated = &known.claims.stated;
+    if let (true, Some(digests)) = (wanted.blake3, &stated.blake3) {
+        if !known.claims.header_is_good {
+            compared.bad(|checks| &mut checks.blake3, ChecksumError::Header);
+        }
+        let mut bad = Vec::new();
+        for (within, sums) in file_order(shard)?.into_iter().zip(&sums.tensors) {
+            if digests.tensors.get(within) != Some(&sums.blake3) {
+                bad.try_reserve(1).map_err(|_| shard.no_memory())?;
+                bad.push(within);
+            }
+        }
+        compared.bad_tensors = bad.len() as u64;
+        compared.first_bad_tensor = bad.into_iter().min();
+        if let Some(within) = compared.first_bad_tensor {
+            let tensor = excerpt(std::str::from_utf8(shard.header.name(within)).unwrap_or_default());
+            compared.bad(|checks| &mut checks.blake3, ChecksumError::Tensor { tensor });
+        }
+    }
+    if let (true, Some(stated)) = (wanted.crc, stated.crc) {
+        let found = crc_num(shard, sums)?;
+        if !found.accepts(stated) {
+            let [stated, found] = [stated, found.to_write()].map(|sum| sum.to_string());
+            let what = "CRC-32 of names and tensors (crc_num)";
+            compared.bad(|checks| &mut checks.crc, ChecksumError::Whole { what, stated, found });
+        }
+    }
+    let whole =
+        |what, stated: &Digest, found| ChecksumError::Whole { what, stated: to_hex(stated), found: to_hex(found) };
+    if let Some(stated) = stated.sha256.filter(|stated| wanted.data_sha256 && *stated != sums.data_sha256) {
+        let error = whole("SHA-256 of the data (modelspec.hash_sha256)", &stated, &sums.data_sha256);
+        compared.bad(|checks| &mut checks.sha256, error);
+    }
+    if let Some(stated) = known.file_sha256.filter(|stated| wanted.file_sha256 && *stated != sums.file_sha256) {
+        let error = whole("SHA-256 of the file", &stated, &sums.file_sha256);
+        compared.bad(|checks| &mut checks.file_sha256, error);
+    }
+    Ok(compared)
+}
+
+/// The tensors of a shard in the order of their bytes.
+fn file_order(shard: &Shard) -> Result<Vec<usize>, Error> {
+    let mut order = Vec::new();
+    order.try_reserve_exact(shard.header.len()).map_err(|_| shard.no_memory())?;
+    order.extend(0..shard.header.len());
+    // Usually they are in that order, which this sort notices; it allocates nothing.
+    order.sort_unstable_by_key(|within| shard.header.tensor(*within).map(|tensor| (tensor.start, tensor.stop)));
+    Ok(order)
+}
+
+fn crc_num(shard: &Shard, sums: &Sums) -> Result<CrcNum, Error> {
+    let mut by_name = Vec::new();
+    by_name.try_reserve_exact(shard.header.len()).map_err(|_| shard.no_memory())?;
+    by_name.extend(file_order(shard)?.into_iter().zip(&sums.tensors));
+    by_name.sort_unstable_by_key(|(within, _)| shard.header.name(*within));
+    let mut crc = CrcNum::new();
+    for (within, sums) in by_name {
+        let Some(tensor) = shard.header.tensor(within) else { continue };
+        let mut scalar = None;
+        if tensor.shape.is_empty() {
+            let mut bytes = [MaybeUninit::new(0); 8];
+            let bytes = bytes.get_mut(..(tensor.stop - tensor.start) as usize).unwrap_or_default();
+            let read = shard.storage.read_exact_at(bytes, shard.data_start() + tensor.start);
+            read.map_err(|source| shard.storage_error(None, source))?;
+            // SAFETY: all of it was initialised when it was made.
+            let bytes = unsafe { &*(&raw const *bytes as *const [u8]) };
+            scalar = integer_scalar(tensor.dtype, bytes);
+        }
+        crc.add(tensor.name, sums.crc, scalar);
+    }
+    Ok(crc)
+}

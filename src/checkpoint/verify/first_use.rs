@@ -1,0 +1,166 @@
+//! Each tensor's digest, checked once, when the tensor is first used.
+
+use super::super::shard::Shard;
+use super::super::{Checkpoint, Tensor};
+use super::claims::claims_of_all;
+use super::ShardBytes;
+use crate::error::Error;
+use crate::format::checksum::Digest;
+use crate::format::ChecksumError;
+use crate::hashing::{pass, Input, Wanted};
+use crate::quote::excerpt;
+use crate::task::Task;
+use crate::workers::workers_for;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+/// So much of a tensor is worth a thread.
+const BYTES_PER_WORKER: u64 = 8 * 1024 * 1024;
+
+/// Nobody has asked.
+const UNKNOWN: u8 = 0;
+/// A thread is at it; others wait.
+const RUNNING: u8 = 1;
+const GOOD: u8 = 2;
+const BAD: u8 = 3;
+
+/// What is known of each tensor.
+#[derive(Debug)]
+pub(in crate::checkpoint) struct FirstUse {
+    tensors: Box<[Entry]>,
+    /// Held to change a state, and by those who wait for that.
+    changing: Mutex<()>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Entry {
+    state: AtomicU8,
+    digest: Digest,
+}
+
+impl FirstUse {
+    /// # Errors
+    ///
+    /// [`Error::Checksum`]: a shard has no digests, or another header than theirs.
+    pub(super) fn new(shards: &[Shard], len: usize) -> Result<FirstUse, Error> {
+        let mut tensors = Vec::new();
+        tensors.try_reserve_exact(len).map_err(|_| Error::NoMemory)?;
+        for (shard, claims) in shards.iter().zip(claims_of_all(shards)?) {
+            claims.check_header(shard)?;
+            let entry = |digest: &Digest| Entry { state: AtomicU8::new(UNKNOWN), digest: *digest };
+            match claims.stated.blake3 {
+                Some(digests) => tensors.extend(digests.tensors.iter().map(entry)),
+                None if shard.header.is_empty() => {}
+                None => {
+                    let source = ChecksumError::Missing { what: "BLAKE3 digests" };
+                    return Err(Error::Checksum { path: shard.path_text(), source });
+                }
+            }
+        }
+        Ok(FirstUse { tensors: tensors.into_boxed_slice(), changing: Mutex::new(()), changed: Condvar::new() })
+    }
+
+    /// Compares the digest that `digest` gives with that of the file, unless that has been done. If another thread is at it, waits.
+    fn check(&self, tensor: &Tensor<'_>, digest: impl FnOnce() -> Result<Digest, Error>) -> Result<(), Error> {
+        let Some(entry) = self.tensors.get(tensor.index()) else { return Ok(()) };
+        match entry.state.load(Ordering::Acquire) {
+            GOOD => Ok(()),
+            _ => self.check_slowly(entry, tensor, digest),
+        }
+    }
+
+    #[cold]
+    fn check_slowly(
+        &self,
+        entry: &Entry,
+        tensor: &Tensor<'_>,
+        digest: impl FnOnce() -> Result<Digest, Error>,
+    ) -> Result<(), Error> {
+        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match entry.state.load(Ordering::Relaxed) {
+                GOOD => return Ok(()),
+                BAD => return Err(mismatch(tensor)),
+                RUNNING => changing = self.changed.wait(changing).unwrap_or_else(PoisonError::into_inner),
+                _ => break,
+            }
+        }
+        entry.state.store(RUNNING, Ordering::Relaxed);
+        drop(changing);
+        let mut running = Running { first_use: self, entry, becomes: UNKNOWN };
+        if digest()? == entry.digest {
+            running.becomes = GOOD;
+            Ok(())
+        } else {
+            running.becomes = BAD;
+            Err(mismatch(tensor))
+        }
+    }
+}
+
+/// A thread is at it until this goes, by whatever way.
+struct Running<'f> {
+    first_use: &'f FirstUse,
+    entry: &'f Entry,
+    /// Unknown if the bytes could not be read: the next one tries again.
+    becomes: u8,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let changing = self.first_use.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.entry.state.store(self.becomes, Ordering::Release);
+        drop(changing);
+        self.first_use.changed.notify_all();
+    }
+}
+
+impl Checkpoint {
+    /// Before tensor is handed out: checks its digest if that is wanted and has not been done.
+    #[inline]
+    pub(in crate::checkpoint) fn check_first_use(&self, tensor: &Tensor<'_>) -> Result<(), Error> {
+        match &self.first_use {
+            None => Ok(()),
+            Some(first_use) => first_use.check(tensor, || self.digest(tensor)),
+        }
+    }
+
+    /// After all of a tensor was read to the caller's memory: as [`Checkpoint::check_first_use`], of these bytes.
+    pub(in crate::checkpoint) fn check_read(&self, tensor: &Tensor<'_>, bytes: &[u8]) -> Result<(), Error> {
+        match &self.first_use {
+            None => Ok(()),
+            Some(first_use) => first_use.check(tensor, || Ok(blake3::hash(bytes).into())),
+        }
+    }
+
+    /// Whether the file of a tensor has changed, where that is wanted to be known.
+    pub(in crate::checkpoint) fn check_unchanged(&self, tensor: &Tensor<'_>) -> Result<(), Error> {
+        match self.watches_changes {
+            true => tensor
+                .shard
+                .storage
+                .check_unchanged()
+                .map_err(|source| tensor.shard.storage_error(Some(tensor.name()), source)),
+            false => Ok(()),
+        }
+    }
+
+    /// What the bytes of a tensor come to: those of the file, or of memory.
+    fn digest(&self, tensor: &Tensor<'_>) -> Result<Digest, Error> {
+        let bytes = tensor.file_range();
+        let wanted = Wanted { blake3: true, ..Wanted::default() };
+        let input = Input { data_start: bytes.start, tensors: vec![bytes], wanted };
+        let workers = workers_for((tensor.nbytes() / BYTES_PER_WORKER) as usize).max(1);
+        let source = ShardBytes { shards: std::slice::from_ref(tensor.shard), around_cache: false };
+        let sums = pass(&source, &[input], workers, &Task::default())?;
+        self.check_unchanged(tensor)?;
+        Ok(sums.first().and_then(|sums| sums.tensors.first()).map_or([0; 32], |sums| sums.blake3))
+    }
+}
+
+#[cold]
+fn mismatch(tensor: &Tensor<'_>) -> Error {
+    let source = ChecksumError::Tensor { tensor: excerpt(tensor.name()) };
+    Error::Checksum { path: tensor.shard.path_text(), source }
+}

@@ -1,0 +1,243 @@
+//! Reads each block once and feeds all sums with it.
+
+use super::plan::{blocks, Block, Part, BLOCK};
+use super::turns::Turns;
+use super::{Input, Sums, TensorSums};
+use crate::error::Error;
+use crate::format::checksum::{join, subtree, ChainingValue, Crc};
+use crate::storage::Scratch;
+use crate::task::Task;
+use crate::workers::in_parallel;
+use std::ops::Range;
+
+/// Where the bytes of the inputs come from.
+pub(crate) trait Source: Sync {
+    /// The bytes of an input, read into `room` if they have to be.
+    fn bytes<'a>(&'a self, input: usize, place: Range<u64>, room: &'a mut Scratch) -> Result<&'a [u8], Error>;
+}
+
+/// The sums of all inputs, in their order. `task` is told of each block and tensor, and asked whether to go on; it has been begun.
+pub(crate) fn pass(source: &impl Source, inputs: &[Input], workers: usize, task: &Task) -> Result<Vec<Sums>, Error> {
+    let blocks = blocks(inputs, workers).ok_or(Error::NoMemory)?;
+    let turns = Turns::new(inputs);
+    let parts = in_parallel(blocks.len(), workers, |scratch: &mut Scratch, number| {
+        // A thread that fails, or panics, must leave nobody waiting for it.
+        let unless_done = GiveUp(&turns);
+        let Some(block) = blocks.get(number) else { return Ok(Vec::new()) };
+        let Some(input) = inputs.get(block.input) else { return Ok(Vec::new()) };
+        task.check()?;
+        let bytes = source.bytes(block.input, block.bytes.clone(), scratch)?;
+        let parts = sums_of(block, input, bytes).ok_or(Error::NoMemory)?;
+        if input.wanted.in_order() {
+            turns.take(block.input, block.bytes.clone(), bytes);
+        }
+        task.done(bytes.len() as u64, ended(block, input))?;
+        std::mem::forget(unless_done);
+        Ok(parts)
+    })?;
+    let mut joined = Vec::new();
+    joined.try_reserve_exact(inputs.len()).map_err(|_| Error::NoMemory)?;
+    joined.resize_with(inputs.len(), Joined::default);
+    for (block, parts) in blocks.iter().zip(parts) {
+        if let (Some(joined), Some(input)) = (joined.get_mut(block.input), inputs.get(block.input)) {
+            joined.add(block, input, &parts).ok_or(Error::NoMemory)?;
+        }
+    }
+    let mut sums: Vec<Sums> = joined.into_iter().map(|joined| joined.sums).collect();
+    turns.finish(&mut sums);
+    Ok(sums)
+}
+
+/// Lets all that wait for their turn go, unless it is forgotten.
+struct GiveUp<'t>(&'t Turns);
+
+impl Drop for GiveUp<'_> {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
+}
+
+/// The sums of a block: of each tensor that is whole in it, or of a piece, whose hash is a chaining value then. `None` if there is no
+/// memory.
+fn sums_of(block: &Block, input: &Input, bytes: &[u8]) -> Option<Vec<TensorSums>> {
+    let wanted = input.wanted;
+    let mut sums = Vec::new();
+    if !wanted.of_tensors() {
+        return Some(sums);
+    }
+    let crc = |bytes: &[u8]| if wanted.crc { Crc::of(bytes) } else { Crc::default() };
+    match &block.part {
+        Part::Header => {}
+        Part::Whole(tensors) => {
+            sums.try_reserve_exact(tensors.len()).ok()?;
+            for tensor in input.tensors.get(tensors.clone())? {
+                let place = (tensor.start - block.bytes.start) as usize..(tensor.end - block.bytes.start) as usize;
+                let bytes = bytes.get(place)?;
+                let blake3 = if wanted.blake3 { blake3::hash(bytes).into() } else { [0; 32] };
+                sums.push(TensorSums { crc: crc(bytes), blake3 });
+            }
+        }
+        Part::Piece(_, offset) => {
+            let blake3 = if wanted.blake3 { subtree(bytes, *offset) } else { [0; 32] };
+            sums.push(TensorSums { crc: crc(bytes), blake3 });
+        }
+    }
+    Some(sums)
+}
+
+/// How many tensors end with a block.
+fn ended(block: &Block, input: &Input) -> u64 {
+    match &block.part {
+        Part::Header => 0,
+        Part::Whole(tensors) => tensors.len() as u64,
+        Part::Piece(tensor, _) => u64::from(input.tensors.get(*tensor).is_some_and(|all| all.end == block.bytes.end)),
+    }
+}
+
+/// The sums of an input, growing with its blocks.
+#[derive(Default)]
+struct Joined {
+    sums: Sums,
+    /// Of the tensor whose pieces come.
+    pieces: Vec<ChainingValue>,
+}
+
+impl Joined {
+    fn add(&mut self, block: &Block, input: &Input, parts: &[TensorSums]) -> Option<()> {
+        let tensors = &mut self.sums.tensors;
+        tensors.try_reserve(parts.len()).ok()?;
+        let Part::Piece(tensor, offset) = block.part else {
+            tensors.extend(parts);
+            return Some(());
+        };
+        // There is none if nothing was wanted of tensors.
+        let Some(part) = parts.first() else { return Some(()) };
+        if offset == 0 {
+            self.pieces.clear();
+            tensors.push(TensorSums::default());
+        }
+        self.pieces.try_reserve(1).ok()?;
+        self.pieces.push(part.blake3);
+        let sums = tensors.last_mut()?;
+        sums.crc = sums.crc.then(part.crc);
+        let place = input.tensors.get(tensor)?;
+        if input.wanted.blake3 && place.end == block.bytes.end {
+            sums.blake3 = join(&self.pieces, BLOCK, place.end - place.start)?;
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Wanted;
+    use super::*;
+    use sha2::Digest as _;
+
+    /// Inputs in memory.
+    struct Bytes(Vec<Vec<u8>>);
+
+    impl Source for Bytes {
+        fn bytes<'a>(&'a self, input: usize, place: Range<u64>, _: &'a mut Scratch) -> Result<&'a [u8], Error> {
+            Ok(&self.0[input][place.start as usize..place.end as usize])
+        }
+    }
+
+    fn inputs(layouts: &[(u64, &[u64])], wanted: Wanted) -> (Bytes, Vec<Input>) {
+        let mut inputs = Vec::new();
+        let mut bytes = Vec::new();
+        for (data_start, lens) in layouts {
+            let mut at = *data_start;
+            let tensors = lens.iter().map(|len| {
+                at += len;
+                at - len..at
+            });
+            inputs.push(Input { data_start: *data_start, tensors: tensors.collect(), wanted });
+            bytes.push((0..at).map(|i| ((i + data_start) % 251) as u8).collect());
+        }
+        (Bytes(bytes), inputs)
+    }
+
+    #[test]
+    fn pass_gives_the_sums_of_the_whole() {
+        let layouts: [(u64, &[u64]); 4] = [
+            (16, &[0, 5, 3 * BLOCK + 7, 0, BLOCK, 2 * BLOCK, 1]),
+            (BLOCK + 9, &[BLOCK + 1]),
+            (8, &[]),
+            (24, &[100, 2 * BLOCK - 1]),
+        ];
+        for in_order in [false, true] {
+            let wanted = Wanted { crc: true, blake3: true, data_sha256: in_order, file_sha256: in_order };
+            let (source, inputs) = inputs(&layouts, wanted);
+            for workers in [1, 2, 5] {
+                let task = Task::default();
+                let sums = pass(&source, &inputs, workers, &task).unwrap();
+                for ((sums, input), bytes) in sums.iter().zip(&inputs).zip(&source.0) {
+                    let expected: Vec<_> = input
+                        .tensors
+                        .iter()
+                        .map(|place| &bytes[place.start as usize..place.end as usize])
+                        .map(|bytes| TensorSums { crc: Crc::of(bytes), blake3: blake3::hash(bytes).into() })
+                        .collect();
+                    assert_eq!(sums.tensors, expected);
+                    if in_order {
+                        assert_eq!(sums.file_sha256, <[u8; 32]>::from(sha2::Sha256::digest(bytes)));
+                        let data = &bytes[input.data_start as usize..];
+                        assert_eq!(sums.data_sha256, <[u8; 32]>::from(sha2::Sha256::digest(data)));
+                    }
+                }
+                assert_eq!(task.progress().items_done, 10);
+            }
+        }
+    }
+
+    #[test]
+    fn pass_does_only_what_is_wanted() {
+        let (source, inputs) = inputs(&[(8, &[10, 2 * BLOCK])], Wanted { data_sha256: true, ..Wanted::default() });
+        let sums = pass(&source, &inputs, 2, &Task::default()).unwrap();
+        assert!(sums[0].tensors.is_empty());
+        assert_eq!(sums[0].file_sha256, [0; 32]);
+        assert_eq!(sums[0].data_sha256, <[u8; 32]>::from(sha2::Sha256::digest(&source.0[0][8..])));
+    }
+
+    /// Fails, or panics, at some block.
+    struct Failing(Bytes, u64, bool);
+
+    impl Source for Failing {
+        fn bytes<'a>(&'a self, input: usize, place: Range<u64>, room: &'a mut Scratch) -> Result<&'a [u8], Error> {
+            assert!(!(self.2 && place.contains(&self.1)), "meant to fail");
+            match place.contains(&self.1) {
+                true => Err(Error::NoMemory),
+                false => self.0.bytes(input, place, room),
+            }
+        }
+    }
+
+    #[test]
+    fn pass_ends_when_a_block_fails() {
+        let wanted = Wanted { file_sha256: true, ..Wanted::default() };
+        for panics in [false, true] {
+            for at in 0..8 {
+                let (source, inputs) = inputs(&[(8, &[8 * BLOCK]), (8, &[BLOCK])], wanted);
+                let source = Failing(source, at * BLOCK + 10, panics);
+                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    pass(&source, &inputs, 4, &Task::default())
+                }));
+                match ended {
+                    Ok(outcome) => assert!(!panics && matches!(outcome, Err(Error::NoMemory))),
+                    Err(_) => assert!(panics),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pass_ends_when_it_is_cancelled() {
+        let wanted = Wanted { file_sha256: true, blake3: true, ..Wanted::default() };
+        let (source, inputs) = inputs(&[(8, &[8 * BLOCK])], wanted);
+        let task = Task::default();
+        task.cancel();
+        assert!(matches!(pass(&source, &inputs, 4, &task), Err(Error::Cancelled)));
+        assert_eq!(task.progress().bytes_done, 0);
+    }
+}
