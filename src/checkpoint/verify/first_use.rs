@@ -164,3 +164,57 @@ fn mismatch(tensor: &Tensor<'_>) -> Error {
     let source = ChecksumError::Tensor { tensor: excerpt(tensor.name()) };
     Error::Checksum { path: tensor.shard.path_text(), source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::OpenOptions;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::Barrier;
+
+    const DIGEST: Digest = [7; 32];
+
+    fn checkpoint() -> Checkpoint {
+        let header = br#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}   "#;
+        let file = [&(header.len() as u64).to_le_bytes()[..], header, b"x"].concat();
+        Checkpoint::open_memory(file, OpenOptions::default()).unwrap()
+    }
+
+    fn first_use() -> FirstUse {
+        let entry = Entry { state: AtomicU8::new(UNKNOWN), digest: DIGEST };
+        FirstUse { tensors: Box::new([entry]), changing: Mutex::new(()), changed: Condvar::new() }
+    }
+
+    #[test]
+    fn check_is_done_once_by_many_threads() {
+        let checkpoint = checkpoint();
+        for right in [true, false] {
+            let (first_use, calls, barrier) = (first_use(), AtomicUsize::new(0), Barrier::new(16));
+            std::thread::scope(|scope| {
+                for _ in 0..16 {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        let outcome = first_use.check(&checkpoint.tensor(0).unwrap(), || {
+                            calls.fetch_add(1, Ordering::Relaxed);
+                            std::thread::sleep(std::time::Duration::from_millis(20));
+                            Ok(if right { DIGEST } else { [8; 32] })
+                        });
+                        assert_eq!(outcome.is_ok(), right);
+                    });
+                }
+            });
+            assert_eq!(calls.into_inner(), 1);
+        }
+    }
+
+    #[test]
+    fn check_is_tried_again_after_a_failure_or_a_panic() {
+        let (checkpoint, first_use) = (checkpoint(), first_use());
+        let tensor = checkpoint.tensor(0).unwrap();
+        assert!(matches!(first_use.check(&tensor, || Err(Error::Cancelled)), Err(Error::Cancelled)));
+        let panics = std::panic::AssertUnwindSafe(|| first_use.check(&tensor, || panic!("on purpose")));
+        assert!(std::panic::catch_unwind(panics).is_err());
+        first_use.check(&tensor, || Ok(DIGEST)).unwrap();
+        first_use.check(&tensor, || Ok([0; 32])).unwrap();
+    }
+}
