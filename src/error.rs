@@ -3,6 +3,7 @@
 use crate::format::{Dtype, HeaderError, IndexError, RankError, SliceError};
 use crate::quote::Quoted;
 use crate::storage::StorageError;
+use crate::writer::WriterError;
 use std::fmt::{self, Display};
 
 /// What went wrong, and where. Its `Display` is one line.
@@ -126,6 +127,13 @@ pub enum Error {
     },
     /// A tensor cannot be divided over ranks as asked.
     Rank(RankError),
+    /// A checkpoint cannot be written.
+    Writer {
+        /// Path of the checkpoint.
+        path: String,
+        /// What is wrong.
+        source: WriterError,
+    },
     /// There is no tensor of that index.
     NoSuchTensor {
         /// The index.
@@ -247,6 +255,7 @@ impl Display for Error {
             Error::NotInUse { tensor } => write!(f, "tensor {} is not in use: it cannot be released", Quoted(tensor)),
             Error::TooManyPins { tensor } => write!(f, "tensor {} is in use 2^31 times", Quoted(tensor)),
             Error::Rank(source) => write!(f, "{source}"),
+            Error::Writer { path, source } => write!(f, "{}{source}", In(path)),
             Error::NoSuchTensor { index, len } => write!(f, "there is no tensor {index} among {len}"),
             Error::BufferTooSmall { tensor, needed, given } => {
                 write!(f, "tensor {} needs {needed} bytes, the destination has {given}", Quoted(tensor))
@@ -273,6 +282,7 @@ impl std::error::Error for Error {
             Error::Index { source, .. } => Some(source),
             Error::Folder { source, .. } => Some(source),
             Error::Rank(source) => Some(source),
+            Error::Writer { source, .. } => Some(source),
             _ => None,
         }
     }

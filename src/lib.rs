@@ -27,6 +27,7 @@
 //! - [`storage`]: mappings, positional reads, memory. Knows files, no tensors.
 //! - `residency`: what is in use, what is held, what goes when a budget is reached. Knows pieces of memory, no tensors.
 //! - `checkpoint`: [`Checkpoint`], one name space over all of them.
+//! - `writer`: [`Writer`], from tensors to a checkpoint. Knows formats and files, no checkpoints.
 //! - [`ffi`]: the C contract. No logic.
 //!
 //! # Threads
@@ -51,8 +52,11 @@ mod residency;
 pub mod storage;
 mod task;
 mod thread;
+mod workers;
+mod writer;
 
 pub use checkpoint::{Checkpoint, Info, OpenOptions, Pinned, Residency, Tensor, TensorBytes, View};
 pub use error::{Error, FolderError, Mismatch};
 pub use format::Dtype;
 pub use task::{Progress, Task};
+pub use writer::{Checksums, Writer, WriterError, WriterOptions};

@@ -25,7 +25,6 @@ mod resident;
 mod shard;
 mod shards;
 mod strays;
-mod workers;
 
 pub use bytes::{TensorBytes, View};
 pub use open::OpenOptions;

@@ -1,10 +1,10 @@
 //! The names of all tensors: found by a table; and in order, and as C strings, which are made when first asked for.
 
 use super::shards::Shards;
-use super::workers::{in_parallel, workers_for};
 use crate::error::Error;
 use crate::format::{NameHasher, NamePart, NameTable, NameTableError};
 use crate::quote::excerpt;
+use crate::workers::{in_parallel, workers_for};
 use std::ffi::c_char;
 use std::sync::OnceLock;
 

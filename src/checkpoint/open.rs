@@ -8,12 +8,12 @@ use super::neighbours::Neighbours;
 use super::shard::{c_path, text, Shard};
 use super::shards::Shards;
 use super::strays::Strays;
-use super::workers::{in_parallel, workers_for};
 use super::Checkpoint;
 use crate::error::Error;
 use crate::format::NameHasher;
 use crate::residency::Ledger;
 use crate::storage::{FileKind, Memory, ReadAhead, Scratch, Storage, StorageError, StorageOptions};
+use crate::workers::{in_parallel, workers_for};
 use std::ffi::CString;
 use std::path::Path;
 

@@ -28,9 +28,10 @@ pub mod open;
 pub mod ranks;
 pub mod residency;
 pub mod task;
+pub mod writer;
 
 /// The sections of the header: a file of this folder, and the section's title.
-pub const SECTIONS: [(&str, &str); 8] = [
+pub const SECTIONS: [(&str, &str); 9] = [
     ("error", "Errors"),
     ("about", "About the library"),
     ("open", "Open and close"),
@@ -39,4 +40,5 @@ pub const SECTIONS: [(&str, &str); 8] = [
     ("residency", "Residency: what stays in memory"),
     ("ranks", "Ranks: splitting tensors over processes"),
     ("task", "Tasks: watching and cancelling long calls"),
+    ("writer", "Writing"),
 ];

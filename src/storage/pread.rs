@@ -19,7 +19,11 @@ pub(crate) struct FileId {
 
 impl FileId {
     pub(super) fn of(metadata: &Metadata) -> FileId {
-        FileId { device: metadata.dev(), inode: metadata.ino() }
+        FileId::new(metadata.dev(), metadata.ino())
+    }
+
+    pub(super) fn new(device: u64, inode: u64) -> FileId {
+        FileId { device, inode }
     }
 }
 
@@ -62,23 +66,10 @@ impl Reader {
         self.len
     }
 
-    /// Fills `dst` from `offset` on, however many calls that takes.
+    /// Fills `dst` from `offset` on.
     pub(super) fn read_exact_at(&self, dst: &mut [MaybeUninit<u8>], offset: u64) -> Result<(), StorageError> {
-        let truncated = StorageError::Truncated { offset, len: dst.len() as u64, opened_len: self.len };
-        let mut rest = dst;
-        let mut position = offset;
-        while !rest.is_empty() {
-            match read_at(&self.file, rest, position) {
-                Ok(0) => return Err(truncated),
-                Ok(n) => {
-                    rest = rest.get_mut(n..).unwrap_or_default();
-                    position = position.saturating_add(n as u64);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(StorageError::io("read", error)),
-            }
-        }
-        Ok(())
+        let (len, opened_len) = (dst.len() as u64, self.len);
+        read_exact_at(&self.file, dst, offset, || StorageError::Truncated { offset, len, opened_len })
     }
 
     /// Reads the whole file, for the page cache to have it.
@@ -104,6 +95,29 @@ impl Reader {
         // SAFETY: the descriptor is open; the call touches no memory of ours.
         unsafe { libc::posix_fadvise64(self.file.as_raw_fd(), start, len, libc::POSIX_FADV_DONTNEED) };
     }
+}
+
+/// Fills `dst` from `offset` on, however many calls that takes.
+pub(super) fn read_exact_at(
+    file: &File,
+    dst: &mut [MaybeUninit<u8>],
+    offset: u64,
+    truncated: impl FnOnce() -> StorageError,
+) -> Result<(), StorageError> {
+    let mut rest = dst;
+    let mut position = offset;
+    while !rest.is_empty() {
+        match read_at(file, rest, position) {
+            Ok(0) => return Err(truncated()),
+            Ok(n) => {
+                rest = rest.get_mut(n..).unwrap_or_default();
+                position = position.saturating_add(n as u64);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(StorageError::io("read", error)),
+        }
+    }
+    Ok(())
 }
 
 /// One `pread`. Gives the number of bytes at the front of `dst` that are now initialised; 0 at the end of the file.

@@ -46,7 +46,10 @@
     X(ST_ERR_SHARD_OUTSIDE, 407)                                                                                       \
     X(ST_ERR_FOLDER_EMPTY, 408)                                                                                        \
     X(ST_ERR_FOLDER_AMBIGUOUS, 409)                                                                                    \
-    X(ST_ERR_SHARD_TWICE, 410)
+    X(ST_ERR_SHARD_TWICE, 410)                                                                                         \
+    X(ST_ERR_RESERVED_NAME, 600)                                                                                       \
+    X(ST_ERR_SEALED, 601)                                                                                              \
+    X(ST_ERR_INCOMPLETE, 602)
 
 /* Dtype, number, name, bits, and the code that DLPack has for it. */
 #define DTYPES(X)                                                                                                      \

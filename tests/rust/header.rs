@@ -96,7 +96,15 @@ fn header_has_every_public_item_of_ffi() {
             }
         }
     }
-    for name in ["ST_OPEN_OPTIONS_INIT", "ST_LAYOUT_INIT", "ST_END", "ST_MAX_RANK", "ST_VERSION", "ST_VERSION_MAJOR"] {
+    for name in [
+        "ST_OPEN_OPTIONS_INIT",
+        "ST_LAYOUT_INIT",
+        "ST_WRITER_OPTIONS_INIT",
+        "ST_END",
+        "ST_MAX_RANK",
+        "ST_VERSION",
+        "ST_VERSION_MAJOR",
+    ] {
         assert!(header.contains(&format!("#define {name} ")), "{name}");
     }
 }

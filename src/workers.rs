@@ -15,7 +15,7 @@ const WORKERS: RangeInclusive<usize> = 4..=16;
 const STACK_BYTES: usize = 2 * 1024 * 1024;
 
 /// How many threads to give to `tasks` tasks.
-pub(super) fn workers_for(tasks: usize) -> usize {
+pub(crate) fn workers_for(tasks: usize) -> usize {
     if tasks <= *WORKERS.start() {
         // To count the cores is to read the files of a control group.
         return tasks;
@@ -30,7 +30,7 @@ pub(super) fn workers_for(tasks: usize) -> usize {
 /// Each thread has a `S` of its own, for what its tasks can share one after the other.
 ///
 /// A thread that cannot be started is done without. After a failure no new task is begun.
-pub(super) fn in_parallel<S: Default, T: Send, E: Send>(
+pub(crate) fn in_parallel<S: Default, T: Send, E: Send>(
     len: usize,
     workers: usize,
     task: impl Fn(&mut S, usize) -> Result<T, E> + Sync,
