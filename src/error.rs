@@ -3,6 +3,7 @@
 use crate::format::{ChecksumError, Dtype, HeaderError, IndexError, RankError, SliceError};
 use crate::quote::Quoted;
 use crate::storage::StorageError;
+use crate::writer::WriterError;
 use std::fmt::{self, Display};
 
 /// What went wrong, and where. Its `Display` is one line.
@@ -133,6 +134,13 @@ pub enum Error {
     },
     /// A tensor cannot be divided over ranks as asked.
     Rank(RankError),
+    /// A checkpoint cannot be written.
+    Writer {
+        /// Path of the checkpoint.
+        path: String,
+        /// What is wrong.
+        source: WriterError,
+    },
     /// There is no tensor of that index.
     NoSuchTensor {
         /// The index.
@@ -255,6 +263,7 @@ impl Display for Error {
             Error::TooManyPins { tensor } => write!(f, "tensor {} is in use 2^31 times", Quoted(tensor)),
             Error::Checksum { path, source } => write!(f, "{}{source}", In(path)),
             Error::Rank(source) => write!(f, "{source}"),
+            Error::Writer { path, source } => write!(f, "{}{source}", In(path)),
             Error::NoSuchTensor { index, len } => write!(f, "there is no tensor {index} among {len}"),
             Error::BufferTooSmall { tensor, needed, given } => {
                 write!(f, "tensor {} needs {needed} bytes, the destination has {given}", Quoted(tensor))
@@ -282,6 +291,7 @@ impl std::error::Error for Error {
             Error::Folder { source, .. } => Some(source),
             Error::Checksum { source, .. } => Some(source),
             Error::Rank(source) => Some(source),
+            Error::Writer { source, .. } => Some(source),
             _ => None,
         }
     }

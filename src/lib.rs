@@ -28,6 +28,7 @@
 //! - `hashing`: checksums of many bytes, on several threads. Knows runs of bytes, not where they come from.
 //! - `residency`: what is in use, what is held, what goes when a budget is reached. Knows pieces of memory, no tensors.
 //! - `checkpoint`: [`Checkpoint`], one name space over all of them.
+//! - `writer`: [`Writer`], from tensors to a checkpoint. Knows formats and files, no checkpoints.
 //! - [`ffi`]: the C contract. No logic.
 //!
 //! # Threads
@@ -54,6 +55,7 @@ pub mod storage;
 mod task;
 mod thread;
 mod workers;
+mod writer;
 
 pub use checkpoint::{
     Checkpoint, Checks, Info, OpenOptions, Pinned, Report, Residency, Tensor, TensorBytes, Verify, VerifyOptions, View,
@@ -61,3 +63,4 @@ pub use checkpoint::{
 pub use error::{Error, FolderError, Mismatch};
 pub use format::Dtype;
 pub use task::{Progress, Task};
+pub use writer::{Checksums, Writer, WriterError, WriterOptions};

@@ -3,6 +3,7 @@
 use crate::error::{Error, FolderError};
 use crate::format::{ChecksumError, HeaderError, IndexError, RankError, SliceError};
 use crate::storage::StorageError;
+use crate::writer::WriterError;
 use std::ffi::c_char;
 use std::fmt::{self, Write};
 
@@ -116,6 +117,13 @@ pub const ST_ERR_CHECKSUM_MISMATCH: st_status = 501;
 /// What the file has in the place of a checksum is none: it is no number, or not of as many tensors.
 pub const ST_ERR_CHECKSUM_MALFORMED: st_status = 502;
 
+/// No tensor can have that name: it is the format's own.
+pub const ST_ERR_RESERVED_NAME: st_status = 600;
+/// The layout of what is written is fixed: nothing can be added any more.
+pub const ST_ERR_SEALED: st_status = 601;
+/// A tensor that was declared lacks bytes.
+pub const ST_ERR_INCOMPLETE: st_status = 602;
+
 /// Where a failed call leaves the details. It lies in the caller's memory, refers to no other, and needs neither initialising nor
 /// freeing; its size never changes.
 #[repr(C)]
@@ -138,7 +146,7 @@ pub extern "C" fn st_status_name(status: st_status) -> *const c_char {
     named.map_or(std::ptr::null(), |(_, name)| name.as_ptr())
 }
 
-const STATUS_NAMES: [(st_status, &std::ffi::CStr); 50] = [
+const STATUS_NAMES: [(st_status, &std::ffi::CStr); 53] = [
     (ST_OK, c"ST_OK"),
     (ST_ERR_INVALID_ARGUMENT, c"ST_ERR_INVALID_ARGUMENT"),
     (ST_ERR_NOT_FOUND, c"ST_ERR_NOT_FOUND"),
@@ -189,6 +197,9 @@ const STATUS_NAMES: [(st_status, &std::ffi::CStr); 50] = [
     (ST_ERR_CHECKSUM_MISSING, c"ST_ERR_CHECKSUM_MISSING"),
     (ST_ERR_CHECKSUM_MISMATCH, c"ST_ERR_CHECKSUM_MISMATCH"),
     (ST_ERR_CHECKSUM_MALFORMED, c"ST_ERR_CHECKSUM_MALFORMED"),
+    (ST_ERR_RESERVED_NAME, c"ST_ERR_RESERVED_NAME"),
+    (ST_ERR_SEALED, c"ST_ERR_SEALED"),
+    (ST_ERR_INCOMPLETE, c"ST_ERR_INCOMPLETE"),
 ];
 
 impl From<&Error> for st_error {
@@ -292,6 +303,7 @@ fn status_of(error: &Error) -> st_status {
             }
             ChecksumError::NoMemory { .. } => ST_ERR_NO_MEMORY,
         },
+        Error::Writer { source, .. } => status_of_writer(source),
         Error::NoSuchTensor { .. } => ST_ERR_OUT_OF_RANGE,
         Error::BufferTooSmall { .. } => ST_ERR_BUFFER_TOO_SMALL,
         Error::RankTooLarge { .. } | Error::Unsupported { .. } => ST_ERR_UNSUPPORTED,
@@ -326,9 +338,31 @@ fn status_of_header(error: &HeaderError) -> st_status {
     }
 }
 
+fn status_of_writer(error: &WriterError) -> st_status {
+    match error {
+        WriterError::ReservedName { .. } => ST_ERR_RESERVED_NAME,
+        WriterError::DuplicateName { .. } => ST_ERR_DUPLICATE_NAME,
+        WriterError::DuplicateMetadata { .. } => ST_ERR_DUPLICATE_METADATA,
+        WriterError::NulInName { .. } => ST_ERR_NUL_IN_NAME,
+        WriterError::Utf8 { .. } => ST_ERR_HEADER_UTF8,
+        WriterError::Overflow { .. } | WriterError::FileTooLarge { .. } => ST_ERR_TENSOR_OVERFLOW,
+        WriterError::PartialByte { .. } => ST_ERR_TENSOR_PARTIAL_BYTE,
+        WriterError::Size { .. } | WriterError::TooMuch { .. } => ST_ERR_TENSOR_SIZE,
+        WriterError::HeaderTooLarge { .. } => ST_ERR_HEADER_TOO_LARGE,
+        WriterError::Sealed { .. } | WriterError::Finished => ST_ERR_SEALED,
+        WriterError::Incomplete { .. } => ST_ERR_INCOMPLETE,
+        WriterError::NotFound { .. } => ST_ERR_NOT_FOUND,
+        WriterError::NotDeclared { .. } => ST_ERR_INVALID_ARGUMENT,
+        WriterError::NotSynced { .. } => ST_ERR_IO,
+        WriterError::TooManyShards | WriterError::Unsupported(_) => ST_ERR_UNSUPPORTED,
+        WriterError::NoMemory => ST_ERR_NO_MEMORY,
+    }
+}
+
 fn os_error_of(error: &Error) -> i32 {
     match error {
         Error::Storage { source: StorageError::Io { source, .. }, .. } => source.raw_os_error().unwrap_or(0),
+        Error::Writer { source: WriterError::NotSynced { source, .. }, .. } => source.raw_os_error().unwrap_or(0),
         _ => 0,
     }
 }

@@ -29,9 +29,10 @@ pub mod ranks;
 pub mod residency;
 pub mod task;
 pub mod verify;
+pub mod writer;
 
 /// The sections of the header: a file of this folder, and the section's title.
-pub const SECTIONS: [(&str, &str); 9] = [
+pub const SECTIONS: [(&str, &str); 10] = [
     ("error", "Errors"),
     ("about", "About the library"),
     ("open", "Open and close"),
@@ -41,4 +42,5 @@ pub const SECTIONS: [(&str, &str); 9] = [
     ("ranks", "Ranks: splitting tensors over processes"),
     ("task", "Tasks: watching and cancelling long calls"),
     ("verify", "Checking: whether the bytes are right"),
+    ("writer", "Writing"),
 ];

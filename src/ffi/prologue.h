@@ -88,6 +88,9 @@ extern "C" {
 /* Initialises an st_verify_options with the default of every field. */
 #define ST_VERIFY_OPTIONS_INIT { sizeof(st_verify_options), 0, 0, 0, 0, NULL, 0, NULL }
 
+/* Initialises an st_writer_options with the default of every field. */
+#define ST_WRITER_OPTIONS_INIT { sizeof(st_writer_options), 0, 0, 0, NULL }
+
 /* DLPack's structs, named here so that this header needs no dlpack.h and works before or after it. */
 typedef struct DLManagedTensorVersioned DLManagedTensorVersioned;
 typedef struct DLManagedTensor DLManagedTensor;

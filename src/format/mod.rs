@@ -13,7 +13,7 @@
 //! names      a seeded hash index over the names of one or more headers; duplicates
 //! ```
 //!
-//! Besides: `index` (which shard holds which tensor), `slice` (ranges to runs of bytes), `split` and `layout` (ranks to ranges).
+//! Besides: `encode` (headers and indices to be written), `index` (which shard holds which tensor), `slice` (ranges to runs of bytes), `split` and `layout` (ranks to ranges).
 //!
 //! The index of a sharded checkpoint is read by `index`, with what it shares with `json`. Checksums, and how a header carries them, are in
 //! `checksum`.
@@ -21,6 +21,7 @@
 pub(crate) mod checksum;
 pub(crate) mod directory;
 mod dtype;
+pub(crate) mod encode;
 mod error;
 mod header;
 mod index;
@@ -42,6 +43,7 @@ pub(crate) use names::{NameHasher, NamePart};
 pub use names::{NameTable, NameTableError};
 pub use slice::{Run, Runs, Slice, END};
 pub use split::split_range;
+pub(crate) use validate::{bits_of, shape_text};
 
 /// The two readers of header text, apart. Not part of the public API: for fuzzing and benchmarks.
 #[cfg(feature = "internals")]

@@ -57,13 +57,13 @@ fn check_in_order<'d>(directory: &Directory, by_offset: impl Iterator<Item = &'d
 
 /// The size of a tensor in bits. Dimensions are multiplied from first to last, as the reference does: `[0, 2^63, 2]` is a size, and
 /// `[2^63, 2, 0]` is not.
-pub(super) fn bits_of(dtype: Dtype, shape: &[u64]) -> Option<u64> {
+pub(crate) fn bits_of(dtype: Dtype, shape: &[u64]) -> Option<u64> {
     let elements = shape.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim))?;
     elements.checked_mul(u64::from(dtype.bits()))
 }
 
 /// A shape for a message: all of it up to 8 dimensions.
-fn shape_text(shape: &[u64]) -> String {
+pub(crate) fn shape_text(shape: &[u64]) -> String {
     let mut text = String::from("[");
     for (i, dim) in shape.iter().take(8).enumerate() {
         // Writing to a string does not fail.

@@ -65,16 +65,24 @@ impl Buffer {
     }
 
     /// Number of bytes.
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// The bytes, for a read to fill.
-    pub(super) fn as_uninit_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+    pub(crate) fn as_uninit_mut(&mut self) -> &mut [MaybeUninit<u8>] {
         // SAFETY: the memory is ours, `len` bytes long, and borrowed mutably as long as the slice; pointers to it are given out only
         // after it has been filled.
         unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr().cast(), self.len) }
+    }
+}
+
+impl Buffer {
+    /// The bytes, to be read and written.
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: the memory is ours, `len` bytes long, zeroed when it was made and written by nobody but with initialised bytes, and
+        // borrowed mutably as long as the slice.
+        unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr(), self.len) }
     }
 }
 

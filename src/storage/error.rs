@@ -3,13 +3,13 @@
 use std::fmt::{self, Display};
 use std::io;
 
-/// Why a file could not be opened, mapped or read. Names no path: the layer above knows it.
+/// Why a file could not be opened, mapped, read or written. Names no path: the layer above knows it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StorageError {
     /// The system refused.
     Io {
-        /// What was tried: "open", "read", "map".
+        /// What was tried: "open", "read", "map", "write".
         action: &'static str,
         /// What the system said.
         source: io::Error,

@@ -1,7 +1,8 @@
 //! Where a shard's bytes come from: a mapping, positional reads, or the caller's memory.
 //!
 //! This layer knows files, no tensors. Whatever the kind, bytes can be read with an error instead of a signal
-//! ([`Storage::read_exact_at`]); a mapping and memory can besides be pointed into ([`Storage::pointer`]).
+//! ([`Storage::read_exact_at`]); a mapping and memory can besides be pointed into ([`Storage::pointer`]). Files that are written are in
+//! `output`.
 
 mod buffer;
 mod error;
@@ -9,6 +10,7 @@ mod folder;
 mod fs;
 mod mapping;
 mod memory;
+pub(crate) mod output;
 mod pages;
 mod pread;
 mod read_ahead;

@@ -20,7 +20,11 @@ pub(crate) struct FileId {
 
 impl FileId {
     pub(super) fn of(metadata: &Metadata) -> FileId {
-        FileId { device: metadata.dev(), inode: metadata.ino() }
+        FileId::new(metadata.dev(), metadata.ino())
+    }
+
+    pub(super) fn new(device: u64, inode: u64) -> FileId {
+        FileId { device, inode }
     }
 }
 
@@ -73,7 +77,7 @@ impl Reader {
         self.len
     }
 
-    /// Fills `dst` from `offset` on, however many calls that takes.
+    /// Fills `dst` from `offset` on.
     pub(super) fn read_exact_at(&self, dst: &mut [MaybeUninit<u8>], offset: u64) -> Result<(), StorageError> {
         self.fill(dst, offset, read_at)
     }
@@ -102,27 +106,9 @@ impl Reader {
         }
     }
 
-    fn fill(
-        &self,
-        dst: &mut [MaybeUninit<u8>],
-        offset: u64,
-        read: fn(&File, &mut [MaybeUninit<u8>], u64) -> io::Result<usize>,
-    ) -> Result<(), StorageError> {
-        let truncated = StorageError::Truncated { offset, len: dst.len() as u64, opened_len: self.len };
-        let mut rest = dst;
-        let mut position = offset;
-        while !rest.is_empty() {
-            match read(&self.file, rest, position) {
-                Ok(0) => return Err(truncated),
-                Ok(n) => {
-                    rest = rest.get_mut(n..).unwrap_or_default();
-                    position = position.saturating_add(n as u64);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(StorageError::io("read", error)),
-            }
-        }
-        Ok(())
+    fn fill(&self, dst: &mut [MaybeUninit<u8>], offset: u64, read: ReadAt) -> Result<(), StorageError> {
+        let (len, opened_len) = (dst.len() as u64, self.len);
+        fill(&self.file, dst, offset, read, || StorageError::Truncated { offset, len, opened_len })
     }
 
     /// Reads the whole file, for the page cache to have it.
@@ -150,7 +136,43 @@ impl Reader {
     }
 }
 
-/// One `pread`. Gives the number of bytes at the front of `dst` that are now initialised; 0 at the end of the file.
+/// Fills `dst` from `offset` on, however many calls that takes.
+pub(super) fn read_exact_at(
+    file: &File,
+    dst: &mut [MaybeUninit<u8>],
+    offset: u64,
+    truncated: impl FnOnce() -> StorageError,
+) -> Result<(), StorageError> {
+    fill(file, dst, offset, read_at, truncated)
+}
+
+/// A call that reads some bytes. Gives the number of bytes at the front of the room that are now initialised; 0 at the end of the file.
+type ReadAt = fn(&File, &mut [MaybeUninit<u8>], u64) -> io::Result<usize>;
+
+fn fill(
+    file: &File,
+    dst: &mut [MaybeUninit<u8>],
+    offset: u64,
+    read: ReadAt,
+    truncated: impl FnOnce() -> StorageError,
+) -> Result<(), StorageError> {
+    let mut rest = dst;
+    let mut position = offset;
+    while !rest.is_empty() {
+        match read(file, rest, position) {
+            Ok(0) => return Err(truncated()),
+            Ok(n) => {
+                rest = rest.get_mut(n..).unwrap_or_default();
+                position = position.saturating_add(n as u64);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(StorageError::io("read", error)),
+        }
+    }
+    Ok(())
+}
+
+/// One `pread`.
 fn read_at(file: &File, dst: &mut [MaybeUninit<u8>], offset: u64) -> io::Result<usize> {
     // Beyond what a position can be, no file has bytes.
     let Ok(offset) = libc::off64_t::try_from(offset) else { return Ok(0) };

@@ -50,7 +50,10 @@
     X(ST_ERR_SHARD_TWICE, 410)                                                                                         \
     X(ST_ERR_CHECKSUM_MISSING, 500)                                                                                    \
     X(ST_ERR_CHECKSUM_MISMATCH, 501)                                                                                   \
-    X(ST_ERR_CHECKSUM_MALFORMED, 502)
+    X(ST_ERR_CHECKSUM_MALFORMED, 502)                                                                                  \
+    X(ST_ERR_RESERVED_NAME, 600)                                                                                       \
+    X(ST_ERR_SEALED, 601)                                                                                              \
+    X(ST_ERR_INCOMPLETE, 602)
 
 /* Dtype, number, name, bits, and the code that DLPack has for it. */
 #define DTYPES(X)                                                                                                      \

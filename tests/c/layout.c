@@ -104,6 +104,13 @@ AT(st_verify_report, first_bad_shard, 40);
 AT(st_verify_report, checks, 48);
 AT(st_verify_report, bad_checks, 52);
 
+SIZE(st_writer_options, 32);
+AT(st_writer_options, struct_size, 0);
+AT(st_writer_options, flags, 8);
+AT(st_writer_options, alignment, 12);
+AT(st_writer_options, max_shard_bytes, 16);
+AT(st_writer_options, task, 24);
+
 #define STATUS(status, number) static_assert(status == number, #status);
 STATUSES(STATUS)
 #define DTYPE(dtype, number, name, bits, code) static_assert(dtype == number, #dtype);
@@ -112,15 +119,20 @@ DTYPES(DTYPE)
 static_assert(ST_STORAGE_AUTO == 0 && ST_STORAGE_MMAP == 1 && ST_STORAGE_READ == 2 && ST_STORAGE_MEMORY == 3, "");
 static_assert(ST_OPEN_COPY_ON_WRITE == 1 && ST_OPEN_POPULATE == 2 && ST_OPEN_LOCK == 4, "");
 static_assert(ST_OPEN_FOLLOW_LINKS == 8 && ST_EVICT_PAGE_CACHE == 1 && ST_ALL == SIZE_MAX, "");
+static_assert(ST_WRITE_INSERTION_ORDER == 1 && ST_WRITE_NO_SYNC == 2 && ST_WRITE_CRC == 4, "");
+static_assert(ST_WRITE_SHA256 == 8 && ST_WRITE_BLAKE3 == 16, "");
 static_assert(ST_END == UINT64_MAX && ST_MAX_RANK == 64, "");
 static_assert(sizeof(((st_view *)0)->shape) == ST_MAX_RANK * sizeof(uint64_t), "");
 
 int main(void) {
     const st_open_options options = ST_OPEN_OPTIONS_INIT;
     const st_layout layout = ST_LAYOUT_INIT;
+    const st_writer_options writer = ST_WRITER_OPTIONS_INIT;
     if (options.struct_size != sizeof(options) || options.storage != 0 || options.flags != 0 || options.budget != 0)
         return 1;
     if (layout.struct_size != sizeof(layout) || layout.device_matrix || layout.device_dims != 0 || layout.tensor_map)
+        return 1;
+    if (writer.struct_size != sizeof(writer) || writer.flags || writer.alignment || writer.max_shard_bytes || writer.task)
         return 1;
     return layout.tensor_map_starts || layout.tensor_map_len != 0 || layout.optimizer_shard != 0;
 }

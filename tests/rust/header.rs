@@ -100,6 +100,7 @@ fn header_has_every_public_item_of_ffi() {
         "ST_OPEN_OPTIONS_INIT",
         "ST_VERIFY_OPTIONS_INIT",
         "ST_LAYOUT_INIT",
+        "ST_WRITER_OPTIONS_INIT",
         "ST_END",
         "ST_MAX_RANK",
         "ST_VERSION",

@@ -1,0 +1,324 @@
+//! Section "Writing".
+
+use super::about::st_dtype;
+use super::error::{st_error, st_status};
+use super::guard::{guard, guard_value};
+use super::handle::{array, c_bytes, null, output};
+use super::options::{copy_options, Options};
+use super::task::{st_task, task_of_options};
+use crate::error::Error;
+use crate::format::Dtype;
+use crate::writer::{Checksums, Writer, WriterOptions};
+use std::ffi::{c_char, c_void, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Mutex, MutexGuard};
+
+/// A checkpoint that is being written. Not reference counted: it belongs to whoever opened it, and is freed by st_writer_finish when that
+/// succeeds, or by st_writer_abort. Calls on one writer may come from any threads; they wait for one another, and none may come after, or
+/// at the same time as, the call that frees it.
+pub struct st_writer {
+    _opaque: [u8; 0],
+}
+
+/// Let tensors lie in the order in which they were added or declared. Without this they lie as the reference implementation has them:
+/// by dtype, the largest ST_DTYPE_* first, then by name.
+pub const ST_WRITE_INSERTION_ORDER: u32 = 1;
+/// Do not wait until the disk has everything: faster, and all is well unless the system crashes soon after. Then the new file may be
+/// damaged, and the old one gone.
+pub const ST_WRITE_NO_SYNC: u32 = 2;
+/// Write a CRC of the file into its metadata, as "crc_num".
+pub const ST_WRITE_CRC: u32 = 4;
+/// Write a SHA-256 of the data of all tensors into the metadata, as "modelspec.hash_sha256".
+pub const ST_WRITE_SHA256: u32 = 8;
+/// Write BLAKE3s of the header and of each tensor into the metadata, as "safetensors_lazy.blake3".
+pub const ST_WRITE_BLAKE3: u32 = 16;
+
+/// How to write a checkpoint. Initialise with ST_WRITER_OPTIONS_INIT.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct st_writer_options {
+    /// sizeof(st_writer_options)
+    pub struct_size: usize,
+    /// ST_WRITE_*, or'ed.
+    pub flags: u32,
+    /// What the place of the first tensor in the file is a multiple of, by spaces after the header: a power of two from 8 to 65536, or 0,
+    /// which is 8. (Further tensors lie directly one after the other, as the format wants it.)
+    pub alignment: u32,
+    /// 0: one file. Otherwise the most bytes of tensors in a shard, and there may be several files; see st_writer_open.
+    pub max_shard_bytes: u64,
+    /// Watches st_writer_finish, and cancels it; or NULL. The writer holds a reference of its own.
+    pub task: *mut st_task,
+}
+
+// SAFETY: 8 + 4 + 4 + 8 + 8 bytes, integers and a raw pointer, `struct_size` first.
+unsafe impl Options for st_writer_options {
+    const FIRST_SIZE: usize = 32;
+}
+
+/// Begins to write a checkpoint. Nothing appears under its path before st_writer_finish succeeds, and then all of it does: who opens the
+/// path finds the old file or the new one, never a part of either; so does the system after a crash. Who has the old file open keeps it.
+///
+///     st_writer *writer;
+///     if (st_writer_open("model.safetensors", NULL, &writer, &err) == ST_OK) {
+///         if (st_writer_add(writer, "bias", ST_DTYPE_F32, shape, 1, data, sizeof(data), &err) != ST_OK ||
+///             st_writer_finish(writer, &err) != ST_OK) {
+///             fprintf(stderr, "%s\n", err.message);
+///             st_writer_abort(writer);
+///         }
+///     }
+///
+/// For the same tensors and metadata the file is, byte for byte, what the reference implementation writes, unless options ask for
+/// something else. (Its metadata is in random order where there is more than one entry; here entries keep their order.)
+///
+/// path: a file in a folder that exists. A regular file there is replaced, and leaves its permissions to the new one; otherwise these
+/// follow the umask. A symbolic link is replaced itself, and what it leads to stays as it is.
+///
+/// The writer makes temporary files beside path, whose names begin with a dot and end with ".st-tmp". They go with the writer. If the
+/// process dies they stay until the next writer opens the same path (on file systems without flock(2), until somebody removes them).
+/// Two writers of the same path do not disturb each other; who finishes last wins.
+///
+/// With max_shard_bytes tensors are dealt to shards in the order in which they are added or declared, by the rule of huggingface_hub: one that
+/// is larger than that has a shard of its own, and another shard is begun when a tensor would not fit. If there is one shard, it is the
+/// file at path and there is no index. If there are several, path itself is not written to; for ".../model.safetensors" they are
+/// ".../model-00001-of-0000N.safetensors" and so on, and ".../model.safetensors.index.json" is the index, as transformers
+/// writes it, through which st_open opens them. (".safetensors" is added to the names if path does not end with it.) Each shard has all of
+/// the metadata. At any moment, also after a crash, the index names complete shards of one checkpoint, the old or the new; if shards
+/// have the names of old ones this needs a file system that has hard links (link(2)). Shards that the old index names, and that are not
+/// part of the new checkpoint, are removed in the end, and so is the old index itself when one file is the result. A shard has a
+/// descriptor open until the end.
+///
+/// options: NULL for the defaults.
+/// out: receives the handle, to be freed by st_writer_finish or st_writer_abort; NULL on failure.
+///
+/// ST_ERR_IO: the folder is absent (os_error is ENOENT), is none (ENOTDIR) or cannot be written to (EACCES, EROFS), or a name is too long
+/// (ENAMETOOLONG).
+/// ST_ERR_NOT_A_FILE: path, or the place of the index or of the first shard, leads to a directory, a FIFO, a socket or a device.
+/// ST_ERR_INVALID_ARGUMENT: a NULL; path does not end with the name of a file; with max_shard_bytes, that name is not UTF-8; the alignment is
+/// none; options that this library does not know.
+#[no_mangle]
+pub unsafe extern "C" fn st_writer_open(
+    path: *const c_char,
+    options: *const st_writer_options,
+    out: *mut *mut st_writer,
+    err: *mut st_error,
+) -> st_status {
+    // SAFETY: the header's rules for strings, options, outputs and errors.
+    unsafe {
+        guard(err, || {
+            let out = output(out, "out")?;
+            out.write(std::ptr::null_mut());
+            let path = OsStr::from_bytes(c_bytes(path, "path")?);
+            let writer = Writer::create(path, writer_options(copy_options(options)?)?)?;
+            out.write(Box::into_raw(Box::new(Handle::new(writer))).cast());
+            Ok(())
+        })
+    }
+}
+
+/// Adds an entry to the metadata. Entries keep their order. key and value are copied.
+///
+/// ST_ERR_HEADER_UTF8: key or value is not UTF-8.
+/// ST_ERR_DUPLICATE_METADATA: there is an entry of that key, or a checksum that the options ask for will be written as one.
+/// ST_ERR_HEADER_TOO_LARGE: the header would be longer than 100,000,000 bytes.
+/// ST_ERR_SEALED: it is too late, after a piece has been written or st_writer_finish been called.
+/// ST_ERR_NO_MEMORY: no memory for a copy. ST_ERR_INVALID_ARGUMENT: a NULL.
+#[no_mangle]
+pub unsafe extern "C" fn st_writer_metadata(
+    writer: *mut st_writer,
+    key: *const c_char,
+    value: *const c_char,
+    err: *mut st_error,
+) -> st_status {
+    // SAFETY: the header's rules for handles, strings and errors.
+    unsafe {
+        guard(err, || {
+            let mut writer = locked(writer)?;
+            writer.metadata(c_bytes(key, "key")?, c_bytes(value, "value")?)
+        })
+    }
+}
+
+/// Adds a tensor whose bytes are all in memory. They are not copied: data must stay readable and unchanged until the writer is freed.
+/// They are read by st_writer_finish, by several threads. (If they lie in a mapping of a file that another program truncates, reading
+/// raises SIGBUS.)
+///
+/// name and shape are copied. shape: rank elements; may be NULL if rank is 0. data: nbytes bytes, in C order, little-endian, 4- and 6-bit
+/// elements packed; may be NULL if nbytes is 0.
+///
+/// ST_ERR_DUPLICATE_NAME: there is a tensor of that name. ST_ERR_RESERVED_NAME: the name is "__metadata__".
+/// ST_ERR_HEADER_UTF8: the name is not UTF-8.
+/// ST_ERR_TENSOR_SIZE: nbytes is not what dtype and shape need.
+/// ST_ERR_TENSOR_OVERFLOW: the size of the tensor does not fit 64 bits, or that of the file the largest that a file can have.
+/// ST_ERR_TENSOR_PARTIAL_BYTE: elements of 4 or 6 bits do not fill whole bytes.
+/// ST_ERR_HEADER_TOO_LARGE: the header would be longer than 100,000,000 bytes.
+/// ST_ERR_SEALED: it is too late, after a piece has been written or st_writer_finish been called.
+/// ST_ERR_UNSUPPORTED: there would be more than 65,536 shards.
+/// ST_ERR_NO_MEMORY: no memory for a copy of name and shape. ST_ERR_INVALID_ARGUMENT: a NULL; no such dtype.
+#[no_mangle]
+pub unsafe extern "C" fn st_writer_add(
+    writer: *mut st_writer,
+    name: *const c_char,
+    dtype: st_dtype,
+    shape: *const u64,
+    rank: usize,
+    data: *const c_void,
+    nbytes: usize,
+    err: *mut st_error,
+) -> st_status {
+    // SAFETY: the header's rules for handles, strings, arrays and errors; `data` is the caller's to keep until the writer is freed.
+    unsafe {
+        guard(err, || {
+            let mut writer = locked(writer)?;
+            let (name, shape) = (c_bytes(name, "name")?, array(shape, rank, "shape")?);
+            let data: &'static [u8] = array(data.cast::<u8>(), nbytes, "data")?;
+            writer.add(name, dtype_of(dtype)?, shape, data)
+        })
+    }
+}
+
+/// Announces a tensor whose bytes st_writer_write will bring. name and shape are copied. shape: rank elements; may be NULL if rank is 0.
+///
+/// Errors: as for st_writer_add.
+#[no_mangle]
+pub unsafe extern "C" fn st_writer_declare(
+    writer: *mut st_writer,
+    name: *const c_char,
+    dtype: st_dtype,
+    shape: *const u64,
+    rank: usize,
+    err: *mut st_error,
+) -> st_status {
+    // SAFETY: the header's rules for handles, strings, arrays and errors.
+    unsafe {
+        guard(err, || {
+            let mut writer = locked(writer)?;
+            let (name, shape) = (c_bytes(name, "name")?, array(shape, rank, "shape")?);
+            writer.declare(name, dtype_of(dtype)?, shape)
+        })
+    }
+}
+
+/// Writes the next bytes of a tensor that was declared; data may be freed afterwards. Tensors may be written in any order and in turns,
+/// each in pieces of any size. The first piece fixes where everything lies: from then on nothing can be added or declared. It also
+/// makes all files in their full length, so that a full disk is found by then.
+///
+/// data: nbytes bytes; may be NULL if nbytes is 0. A piece of which the writing fails does not count: it may be given again.
+///
+/// ST_ERR_NOT_FOUND: no tensor of that name was declared.
+/// ST_ERR_TENSOR_SIZE: with this piece the tensor would have more bytes than dtype and shape need.
+/// ST_ERR_HEADER_TOO_LARGE: the header would be longer than 100,000,000 bytes.
+/// ST_ERR_IO: the disk is full (os_error is ENOSPC or EDQUOT) or failed, or there are more shards than descriptors (EMFILE); or an earlier
+/// st_writer_finish failed for good.
+/// ST_ERR_HEADER_UTF8: the name is not UTF-8. ST_ERR_NO_MEMORY: no memory for the layout.
+/// ST_ERR_INVALID_ARGUMENT: a NULL; the tensor was added, and has all of its bytes.
+#[no_mangle]
+pub unsafe extern "C" fn st_writer_write(
+    writer: *mut st_writer,
+    name: *const c_char,
+    data: *const c_void,
+    nbytes: usize,
+    err: *mut st_error,
+) -> st_status {
+    // SAFETY: the header's rules for handles, strings, arrays and errors.
+    unsafe {
+        guard(err, || {
+            let mut writer = locked(writer)?;
+            let name = c_bytes(name, "name")?;
+            writer.write(name, array(data.cast::<u8>(), nbytes, "data")?)
+        })
+    }
+}
+
+/// Writes what is left, waits until the disk has everything, and puts the checkpoint in its place. On success, and only then, the writer
+/// is freed.
+///
+/// On failure the path leads to what it led to before (one case aside), the writer stays, and must be given to st_writer_abort in the end.
+/// Before that the cause may be mended, by writing missing bytes or making room on the disk, and this function be called again:
+/// nothing that was written is lost.
+///
+/// The progress of the task counts the bytes of tensors that were added, and all tensors. Memory of up to 16 MiB is used besides.
+///
+/// ST_ERR_INCOMPLETE: a tensor that was declared lacks bytes; the message names it and says how many.
+/// ST_ERR_CANCELLED: the task was cancelled. As this lasts, all that is left is st_writer_abort.
+/// ST_ERR_IO: the disk is full (os_error is ENOSPC or EDQUOT) or failed, or the file would be larger than it may be (EFBIG); or
+/// permissions have changed meanwhile. If it is fsync(2) that failed, what was written may be lost, now or later, and the system would not
+/// say so a second time: the writer then fails for good, each time with the same os_error. The message tells whether that was after
+/// the new file had come to its place: where the file is, but might not be after a crash of the system.
+/// ST_ERR_NOT_A_FILE: what is no file has come to where a file should go.
+/// ST_ERR_HEADER_TOO_LARGE: the header would be longer than 100,000,000 bytes.
+/// ST_ERR_NO_MEMORY: no memory for the layout or a block. ST_ERR_INVALID_ARGUMENT: a NULL.
+#[no_mangle]
+pub unsafe extern "C" fn st_writer_finish(writer: *mut st_writer, err: *mut st_error) -> st_status {
+    // SAFETY: the header's rules for handles and errors.
+    unsafe {
+        guard(err, || {
+            locked(writer)?.finish()?;
+            drop(Box::from_raw(writer.cast::<Handle>()));
+            Ok(())
+        })
+    }
+}
+
+/// Gives up: frees the writer and removes its temporary files. NULL is fine. What was at the path stays.
+///
+/// (If st_writer_finish has failed in the middle of replacing shards by others of the same names, the index names temporary files, and
+/// these stay: they are the new checkpoint, complete.)
+#[no_mangle]
+pub unsafe extern "C" fn st_writer_abort(writer: *mut st_writer) {
+    guard_value((), || {
+        if !writer.is_null() {
+            // SAFETY: not NULL, so a writer that the caller gives up.
+            drop(unsafe { Box::from_raw(writer.cast::<Handle>()) });
+        }
+        Some(())
+    });
+}
+
+/// What a handle points to. What its tensors borrow the caller keeps until it is freed.
+type Handle = Mutex<Writer<'static>>;
+
+/// The writer behind a handle, for this thread alone.
+///
+/// # Safety
+///
+/// `handle` is NULL or not freed as long as the result is used.
+unsafe fn locked<'a>(handle: *mut st_writer) -> Result<MutexGuard<'a, Writer<'static>>, Error> {
+    // SAFETY: made by `st_writer_open`, and the caller's promise.
+    let handle = unsafe { handle.cast::<Handle>().as_ref() }.ok_or_else(|| null("the writer"))?;
+    handle.lock().map_err(|_| Error::InvalidArgument {
+        what: "an earlier call on this writer ended by a bug: only st_writer_abort is left".to_owned(),
+    })
+}
+
+fn dtype_of(number: st_dtype) -> Result<Dtype, Error> {
+    let dtype = Dtype::ALL.into_iter().find(|dtype| *dtype as st_dtype == number);
+    dtype.ok_or_else(|| Error::InvalidArgument { what: format!("there is no dtype {number}") })
+}
+
+/// # Safety
+///
+/// `task` of the options is NULL or not freed.
+unsafe fn writer_options(options: st_writer_options) -> Result<WriterOptions, Error> {
+    let flag = |flag| options.flags & flag != 0;
+    let checksums = Checksums { crc: flag(ST_WRITE_CRC), sha256: flag(ST_WRITE_SHA256), blake3: flag(ST_WRITE_BLAKE3) };
+    let unknown = options.flags
+        & !(ST_WRITE_INSERTION_ORDER | ST_WRITE_NO_SYNC | ST_WRITE_CRC | ST_WRITE_SHA256 | ST_WRITE_BLAKE3);
+    if unknown != 0 {
+        return Err(Error::InvalidArgument { what: format!("there are no flags {unknown:#x}") });
+    }
+    Ok(WriterOptions {
+        insertion_order: flag(ST_WRITE_INSERTION_ORDER),
+        no_sync: flag(ST_WRITE_NO_SYNC),
+        checksums,
+        alignment: options.alignment,
+        max_shard_bytes: options.max_shard_bytes,
+        // SAFETY: the caller's promise.
+        task: unsafe { task_of_options(options.task) },
+    })
+}
+
+/// Handles are used from any thread.
+const _: () = {
+    const fn is_shared<T: Send + Sync>() {}
+    is_shared::<Handle>();
+};

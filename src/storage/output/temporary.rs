@@ -1,0 +1,188 @@
+//! A file that is not there yet.
+
+use super::folder::{checked, lock, Existing, OutputFolder};
+use super::names::TemporaryNames;
+use super::write::{write_all_at, DontCache};
+use crate::storage::pread::{read_exact_at, FileId};
+use crate::storage::StorageError;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+/// How often a name is tried that another file has.
+const ATTEMPTS: usize = 100;
+
+/// A file under a temporary name, which goes when this does, unless it has been published or kept.
+///
+/// Its lock, which ends with the process, tells others that its writer is alive.
+#[derive(Debug)]
+pub(crate) struct Temporary {
+    folder: Arc<OutputFolder>,
+    file: File,
+    /// `None` once nothing is to be removed any more.
+    name: Option<CString>,
+    /// Whether it was made for its owner's eyes only.
+    is_private: bool,
+    dont_cache: DontCache,
+}
+
+impl Temporary {
+    /// Makes one. `is_private` where it will replace a file whose permissions it gets in the end, and must not be more open before.
+    pub(crate) fn create(
+        folder: &Arc<OutputFolder>,
+        names: &TemporaryNames,
+        is_private: bool,
+    ) -> Result<Temporary, StorageError> {
+        let refused = |error| StorageError::io("create a temporary file", error);
+        for _ in 0..ATTEMPTS {
+            let name = names.next();
+            let mode = if is_private { 0o600 } else { 0o666 };
+            let file = match folder.open_file(&name, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, mode) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(refused(error)),
+            };
+            let locked = lock(&file);
+            let id = FileId::of(&file.metadata().map_err(refused)?);
+            let folder = Arc::clone(folder);
+            let dont_cache = DontCache::default();
+            let temporary = Temporary { folder, file, name: Some(name), is_private, dont_cache };
+            // Whoever removes leftovers may have been quicker than the lock: then the name is gone, or about to go.
+            let is_taken = matches!(&locked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+            if !is_taken && temporary.is_named(id) {
+                return Ok(temporary);
+            }
+        }
+        Err(refused(io::Error::from_raw_os_error(libc::EEXIST)))
+    }
+
+    fn is_named(&self, own: FileId) -> bool {
+        let found = self.name.as_ref().and_then(|name| self.folder.find(name).ok().flatten());
+        matches!(found, Some(Existing::File { id, .. }) if id == own)
+    }
+
+    /// Its name; `None` once it is published.
+    pub(crate) fn name(&self) -> Option<&CStr> {
+        self.name.as_deref()
+    }
+
+    pub(crate) fn is_private(&self) -> bool {
+        self.is_private
+    }
+
+    /// Makes the file `len` bytes long, and has the disk put so much aside, where it can: that it is full is found now, and not after
+    /// hours of writing.
+    pub(crate) fn allocate(&self, len: u64) -> Result<(), StorageError> {
+        let refused = |error| StorageError::io("allocate", error);
+        let too_large = || refused(io::Error::from_raw_os_error(libc::EFBIG));
+        let len = libc::off64_t::try_from(len).map_err(|_| too_large())?;
+        // To go beyond this limit would be a signal.
+        if len as u64 > file_size_limit() {
+            return Err(too_large());
+        }
+        loop {
+            // SAFETY: the descriptor is open.
+            let allocated = checked(unsafe { libc::fallocate64(self.file.as_raw_fd(), 0, 0, len) });
+            match allocated.map_err(|error| (error.raw_os_error(), error)) {
+                Ok(()) => return Ok(()),
+                Err((Some(libc::EINTR), _)) => {}
+                Err((Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL), _)) => {
+                    return self.file.set_len(len as u64).map_err(refused)
+                }
+                Err((_, error)) => {
+                    // What was put aside is of use to whoever mends the cause.
+                    let _ = self.file.set_len(0);
+                    return Err(refused(error));
+                }
+            }
+        }
+    }
+
+    /// Writes through the page cache; a large piece leaves it as soon as it is on the disk, where the system can do that.
+    pub(crate) fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<(), StorageError> {
+        write_all_at(&self.file, bytes, offset, Some(&self.dont_cache))
+            .map_err(|error| StorageError::io("write", error))
+    }
+
+    /// Reads what was written.
+    pub(crate) fn read_exact_at(&self, dst: &mut [u8], offset: u64) -> Result<(), StorageError> {
+        let len = dst.len() as u64;
+        // SAFETY: a byte is a byte that may be uninitialised, and reading leaves none of them so.
+        let dst = unsafe { std::slice::from_raw_parts_mut(dst.as_mut_ptr().cast::<MaybeUninit<u8>>(), dst.len()) };
+        read_exact_at(&self.file, dst, offset, || StorageError::Truncated { offset, len, opened_len: 0 })
+    }
+
+    /// A way around the page cache; `None` where there is none.
+    pub(crate) fn direct(&self) -> Option<Direct> {
+        let file = self.folder.open_file(self.name()?, libc::O_WRONLY | libc::O_DIRECT, 0).ok()?;
+        let is_same = FileId::of(&file.metadata().ok()?) == FileId::of(&self.file.metadata().ok()?);
+        is_same.then(|| Direct { file, is_refused: AtomicBool::new(false) })
+    }
+
+    /// Gives it the permissions of the file that it replaces.
+    pub(crate) fn set_mode(&self, mode: u32) -> Result<(), StorageError> {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        self.file.set_permissions(permissions).map_err(|error| StorageError::io("set the permissions", error))
+    }
+
+    /// Has everything written reach the disk.
+    pub(crate) fn sync(&self) -> Result<(), StorageError> {
+        self.file.sync_all().map_err(|error| StorageError::io("sync", error))
+    }
+
+    /// From now on its name is not this one's to remove.
+    pub(crate) fn keep(&mut self) {
+        self.name = None;
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // There is nobody to tell.
+            let _ = self.folder.unlink(name);
+        }
+    }
+}
+
+/// A second descriptor of a temporary file, whose writes go around the page cache.
+#[derive(Debug)]
+pub(crate) struct Direct {
+    file: File,
+    /// Whether the file system has refused such a write.
+    is_refused: AtomicBool,
+}
+
+impl Direct {
+    /// Writes a piece; everything is aligned to [`DIRECT_ALIGNMENT`](super::DIRECT_ALIGNMENT). `Ok(false)` if this way is closed: the
+    /// piece has to go through the page cache.
+    pub(crate) fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<bool, StorageError> {
+        if self.is_refused.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        match write_all_at(&self.file, bytes, offset, None) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                self.is_refused.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(error) => Err(StorageError::io("write", error)),
+        }
+    }
+}
+
+/// The largest size that a file may get.
+fn file_size_limit() -> u64 {
+    let mut limit = MaybeUninit::<libc::rlimit64>::uninit();
+    // SAFETY: `limit` has room for what the call writes.
+    match unsafe { libc::getrlimit64(libc::RLIMIT_FSIZE, limit.as_mut_ptr()) } {
+        // SAFETY: the call has succeeded, and so has filled `limit` in.
+        0 => unsafe { limit.assume_init() }.rlim_cur,
+        _ => u64::MAX,
+    }
+}

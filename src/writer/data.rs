@@ -1,0 +1,105 @@
+//! The bytes of a shard's tensors, wherever they are.
+
+use super::entries::{Entries, Source};
+use super::layout::ShardLayout;
+use crate::storage::output::{Temporary, DIRECT_ADDRESS};
+use crate::storage::{Buffer, StorageError};
+use std::ops::Range;
+
+/// The data section of a shard: in the memory of whoever added the tensors, or in the file where they were streamed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Data<'w, 'd> {
+    pub(super) entries: &'w Entries<'d>,
+    pub(super) starts: &'w [u64],
+    pub(super) layout: &'w ShardLayout,
+    pub(super) file: &'w Temporary,
+}
+
+/// Memory for bytes that do not lie together anywhere. Grows to the longest range that is read.
+#[derive(Debug, Default)]
+pub(super) struct Bounce(Option<Buffer>);
+
+impl Bounce {
+    fn room(&mut self, len: u64) -> Result<&mut [u8], StorageError> {
+        if self.0.as_ref().is_none_or(|buffer| (buffer.len() as u64) < len) {
+            // The old one goes first.
+            self.0 = None;
+            self.0 = Some(Buffer::new(len)?);
+        }
+        let bytes = self.0.as_mut().map(Buffer::as_mut_slice).unwrap_or_default();
+        Ok(bytes.get_mut(..len as usize).unwrap_or_default())
+    }
+}
+
+impl<'d> Data<'_, 'd> {
+    /// The bytes of `range`, which counts from the start of the file and lies in the data section. Where they lie together in memory
+    /// they are not copied, unless they must be aligned and are not.
+    pub(super) fn read<'s>(
+        &'s self,
+        range: Range<u64>,
+        must_be_aligned: bool,
+        bounce: &'s mut Bounce,
+    ) -> Result<&'s [u8], StorageError> {
+        if let Some(bytes) = self.in_place(&range) {
+            if !must_be_aligned || bytes.as_ptr() as usize % DIRECT_ADDRESS == 0 {
+                return Ok(bytes);
+            }
+        }
+        let room = bounce.room(range.end.saturating_sub(range.start))?;
+        let mut rest = &mut *room;
+        let mut position = range.start;
+        for tensor in self.tensors_from(position) {
+            if rest.is_empty() {
+                break;
+            }
+            let Some((at, source)) = self.place(*tensor) else { continue };
+            let stop = at.end.min(range.end);
+            let Some(len) = stop.checked_sub(position).filter(|len| *len > 0) else { continue };
+            let Some((to, others)) = rest.split_at_mut_checked(len as usize) else { break };
+            match source {
+                Source::Added(bytes) => {
+                    let skipped = position.saturating_sub(at.start) as usize;
+                    let from = bytes.get(skipped..).and_then(|bytes| bytes.get(..to.len())).unwrap_or_default();
+                    // Both have the same length unless the layout is wrong.
+                    if from.len() == to.len() {
+                        to.copy_from_slice(from);
+                    }
+                }
+                Source::Declared { .. } => self.file.read_exact_at(to, position)?,
+            }
+            (rest, position) = (others, stop);
+        }
+        Ok(room)
+    }
+
+    /// Where a range lies in one piece of somebody's memory, if it does.
+    fn in_place(&self, range: &Range<u64>) -> Option<&'d [u8]> {
+        let tensor = self.tensors_from(range.start).first()?;
+        match self.place(*tensor)? {
+            (at, Source::Added(bytes)) if range.end <= at.end => {
+                let (start, stop) = (range.start.checked_sub(at.start)?, range.end.checked_sub(at.start)?);
+                bytes.get(start as usize..stop as usize)
+            }
+            _ => None,
+        }
+    }
+
+    /// The tensors that end after `position`, in the order of their bytes.
+    fn tensors_from(&self, position: u64) -> &[usize] {
+        let order = &self.layout.order;
+        let before = order.partition_point(|tensor| self.place(*tensor).is_none_or(|(at, _)| at.end <= position));
+        order.get(before..).unwrap_or_default()
+    }
+
+    /// How many tensors end in a range, after its start.
+    pub(super) fn ends_in(&self, range: &Range<u64>) -> u64 {
+        (self.tensors_from(range.start).len() - self.tensors_from(range.end).len()) as u64
+    }
+
+    /// Where a tensor lies in the file, and where its bytes come from.
+    pub(super) fn place(&self, tensor: usize) -> Option<(Range<u64>, Source<'d>)> {
+        let entry = self.entries.get(tensor)?;
+        let start = self.layout.data_start().checked_add(*self.starts.get(tensor)?)?;
+        Some((start..start.checked_add(entry.nbytes)?, entry.source))
+    }
+}

@@ -1,0 +1,111 @@
+//! One file of a checkpoint while it is written.
+
+use super::data::Data;
+use super::entries::{Entries, Metadata};
+use super::layout::ShardLayout;
+use super::target::Target;
+use crate::storage::output::Temporary;
+use crate::storage::StorageError;
+use std::ffi::CStr;
+use std::io::{self, BufWriter, Write};
+
+/// Bytes of a header that are written at once.
+const HEADER_PIECE: usize = 256 * 1024;
+
+/// A file that is not there yet, and how far it is.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) layout: ShardLayout,
+    pub(super) file: Option<Temporary>,
+    is_allocated: bool,
+    /// Whether the tensors that were added have been written.
+    pub(super) is_filled: bool,
+}
+
+impl Shard {
+    pub(super) fn new(layout: ShardLayout) -> Shard {
+        Shard { layout, file: None, is_allocated: false, is_filled: false }
+    }
+
+    /// Sees to it that the file is there, in its full length. `made` is one that has been made already.
+    pub(super) fn prepare(
+        &mut self,
+        target: &Target,
+        name: &CStr,
+        made: &mut Option<Temporary>,
+    ) -> Result<(), StorageError> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => {
+                let is_private = target.replaced_mode(name)?.is_some();
+                match made.take() {
+                    Some(made) if made.is_private() == is_private => made,
+                    _ => Temporary::create(&target.folder, &target.temporaries, is_private)?,
+                }
+            }
+        };
+        let file = self.file.insert(file);
+        if !self.is_allocated {
+            file.allocate(self.layout.file_len())?;
+            self.is_allocated = true;
+        }
+        Ok(())
+    }
+
+    /// Its bytes; `None` before it is prepared.
+    pub(super) fn data<'w, 'd>(&'w self, entries: &'w Entries<'d>, starts: &'w [u64]) -> Option<Data<'w, 'd>> {
+        Some(Data { entries, starts, layout: &self.layout, file: self.file.as_ref()? })
+    }
+}
+
+impl Data<'_, '_> {
+    /// Writes everything before the data.
+    pub(super) fn write_header(
+        &self,
+        metadata: &Metadata,
+        checksums: &[(&'static str, String)],
+    ) -> Result<(), StorageError> {
+        let checksums = checksums.iter().map(|(key, value)| (*key, value.as_str()));
+        write_text(self.file, |to| {
+            self.layout.write_header(to, self.entries, self.starts, metadata.iter().chain(checksums))
+        })
+    }
+}
+
+/// Writes a text from the start of a file on.
+pub(super) fn write_text(
+    file: &Temporary,
+    write: impl FnOnce(&mut BufWriter<From0<'_>>) -> io::Result<()>,
+) -> Result<(), StorageError> {
+    let mut to = BufWriter::with_capacity(HEADER_PIECE, From0 { file, position: 0, failed: None });
+    let outcome = write(&mut to).and_then(|()| to.flush());
+    let (to, _) = to.into_parts();
+    match (to.failed, outcome) {
+        (Some(failed), _) => Err(failed),
+        (None, Err(source)) => Err(StorageError::Io { action: "write", source }),
+        (None, Ok(())) => Ok(()),
+    }
+}
+
+/// Writes from the start of a file on.
+pub(super) struct From0<'f> {
+    file: &'f Temporary,
+    position: u64,
+    /// Why it writes no more.
+    failed: Option<StorageError>,
+}
+
+impl Write for From0<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Err(error) = self.file.write_all_at(bytes, self.position) {
+            self.failed = Some(error);
+            return Err(io::ErrorKind::Other.into());
+        }
+        self.position += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
