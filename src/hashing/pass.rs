@@ -5,33 +5,39 @@ use super::turns::Turns;
 use super::{Input, Sums, TensorSums};
 use crate::error::Error;
 use crate::format::checksum::{join, subtree, ChainingValue, Crc};
-use crate::storage::Scratch;
-use crate::task::Task;
 use crate::workers::in_parallel;
 use std::ops::Range;
 
 /// Where the bytes of the inputs come from.
 pub(crate) trait Source: Sync {
+    /// Where a thread can keep what it reads.
+    type Room: Default;
+
     /// The bytes of an input, read into `room` if they have to be.
-    fn bytes<'a>(&'a self, input: usize, place: Range<u64>, room: &'a mut Scratch) -> Result<&'a [u8], Error>;
+    fn bytes<'a>(&'a self, input: usize, place: Range<u64>, room: &'a mut Self::Room) -> Result<&'a [u8], Error>;
 }
 
-/// The sums of all inputs, in their order. `task` is told of each block and tensor, and asked whether to go on; it has been begun.
-pub(crate) fn pass(source: &impl Source, inputs: &[Input], workers: usize, task: &Task) -> Result<Vec<Sums>, Error> {
+/// The sums of all inputs, in their order. `done` is told how many bytes and tensors have been added, and says whether to go on.
+pub(crate) fn pass<S: Source>(
+    source: &S,
+    inputs: &[Input],
+    workers: usize,
+    done: impl Fn(u64, u64) -> Result<(), Error> + Sync,
+) -> Result<Vec<Sums>, Error> {
     let blocks = blocks(inputs, workers).ok_or(Error::NoMemory)?;
     let turns = Turns::new(inputs);
-    let parts = in_parallel(blocks.len(), workers, |scratch: &mut Scratch, number| {
+    let parts = in_parallel(blocks.len(), workers, |room: &mut S::Room, number| {
         // A thread that fails, or panics, must leave nobody waiting for it.
         let unless_done = GiveUp(&turns);
         let Some(block) = blocks.get(number) else { return Ok(Vec::new()) };
         let Some(input) = inputs.get(block.input) else { return Ok(Vec::new()) };
-        task.check()?;
-        let bytes = source.bytes(block.input, block.bytes.clone(), scratch)?;
+        done(0, 0)?;
+        let bytes = source.bytes(block.input, block.bytes.clone(), room)?;
         let parts = sums_of(block, input, bytes).ok_or(Error::NoMemory)?;
         if input.wanted.in_order() {
             turns.take(block.input, block.bytes.clone(), bytes);
         }
-        task.done(bytes.len() as u64, ended(block, input))?;
+        done(bytes.len() as u64, ended(block, input))?;
         std::mem::forget(unless_done);
         Ok(parts)
     })?;
@@ -132,13 +138,16 @@ impl Joined {
 mod tests {
     use super::super::Wanted;
     use super::*;
+    use crate::task::Task;
     use sha2::Digest as _;
 
     /// Inputs in memory.
     struct Bytes(Vec<Vec<u8>>);
 
     impl Source for Bytes {
-        fn bytes<'a>(&'a self, input: usize, place: Range<u64>, _: &'a mut Scratch) -> Result<&'a [u8], Error> {
+        type Room = ();
+
+        fn bytes<'a>(&'a self, input: usize, place: Range<u64>, _: &'a mut ()) -> Result<&'a [u8], Error> {
             Ok(&self.0[input][place.start as usize..place.end as usize])
         }
     }
@@ -171,7 +180,7 @@ mod tests {
             let (source, inputs) = inputs(&layouts, wanted);
             for workers in [1, 2, 5] {
                 let task = Task::default();
-                let sums = pass(&source, &inputs, workers, &task).unwrap();
+                let sums = pass(&source, &inputs, workers, |bytes, items| task.done(bytes, items)).unwrap();
                 for ((sums, input), bytes) in sums.iter().zip(&inputs).zip(&source.0) {
                     let expected: Vec<_> = input
                         .tensors
@@ -194,7 +203,7 @@ mod tests {
     #[test]
     fn pass_does_only_what_is_wanted() {
         let (source, inputs) = inputs(&[(8, &[10, 2 * BLOCK])], Wanted { data_sha256: true, ..Wanted::default() });
-        let sums = pass(&source, &inputs, 2, &Task::default()).unwrap();
+        let sums = pass(&source, &inputs, 2, |_, _| Ok(())).unwrap();
         assert!(sums[0].tensors.is_empty());
         assert_eq!(sums[0].file_sha256, [0; 32]);
         assert_eq!(sums[0].data_sha256, <[u8; 32]>::from(sha2::Sha256::digest(&source.0[0][8..])));
@@ -204,7 +213,9 @@ mod tests {
     struct Failing(Bytes, u64, bool);
 
     impl Source for Failing {
-        fn bytes<'a>(&'a self, input: usize, place: Range<u64>, room: &'a mut Scratch) -> Result<&'a [u8], Error> {
+        type Room = ();
+
+        fn bytes<'a>(&'a self, input: usize, place: Range<u64>, room: &'a mut ()) -> Result<&'a [u8], Error> {
             assert!(!(self.2 && place.contains(&self.1)), "meant to fail");
             match place.contains(&self.1) {
                 true => Err(Error::NoMemory),
@@ -220,9 +231,8 @@ mod tests {
             for at in 0..8 {
                 let (source, inputs) = inputs(&[(8, &[8 * BLOCK]), (8, &[BLOCK])], wanted);
                 let source = Failing(source, at * BLOCK + 10, panics);
-                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    pass(&source, &inputs, 4, &Task::default())
-                }));
+                let ended =
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pass(&source, &inputs, 4, |_, _| Ok(()))));
                 match ended {
                     Ok(outcome) => assert!(!panics && matches!(outcome, Err(Error::NoMemory))),
                     Err(_) => assert!(panics),
@@ -237,7 +247,7 @@ mod tests {
         let (source, inputs) = inputs(&[(8, &[8 * BLOCK])], wanted);
         let task = Task::default();
         task.cancel();
-        assert!(matches!(pass(&source, &inputs, 4, &task), Err(Error::Cancelled)));
+        assert!(matches!(pass(&source, &inputs, 4, |bytes, items| task.done(bytes, items)), Err(Error::Cancelled)));
         assert_eq!(task.progress().bytes_done, 0);
     }
 }

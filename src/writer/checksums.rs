@@ -1,26 +1,30 @@
-//! Checksums in the metadata. HOOK: [`values`] is to be filled in; everything around it is in place.
+//! Checksums in the metadata.
 
-use super::data::Data;
-use super::error::WriterError;
+use super::data::{Bounce, Data};
+use super::entries::Metadata;
 use super::options::Checksums;
+use super::target::Target;
 use crate::error::Error;
+use crate::format::checksum::{integer_scalar, to_hex, CrcNum, Digest};
+use crate::format::{BLAKE3_KEY, CRC_KEY, SHA256_KEY};
+use crate::hashing::{pass, Input, Source, TensorSums, Wanted};
+use crate::task::Task;
+use crate::workers::workers_for;
+use std::ops::Range;
 
-/// The key of the CRC.
-const CRC: &str = "crc_num";
+/// Digits of a digest.
+const DIGITS: usize = 64;
 
-/// The key of the SHA-256.
-const SHA256: &str = "modelspec.hash_sha256";
-
-/// The key of the BLAKE3s.
-const BLAKE3: &str = "safetensors_lazy.blake3";
+/// A metadata entry.
+pub(super) type Entry = (&'static str, String);
 
 /// The metadata entries that are written for checksums, after the user's own: their keys, and the length of the longest value that they
 /// can have with `tensors` tensors. Values are ASCII that JSON need not escape.
 pub(super) fn reserved(checksums: Checksums, tensors: usize) -> Vec<(&'static str, u64)> {
     let entries = [
-        (checksums.crc, CRC, 10),
-        (checksums.sha256, SHA256, 66),
-        (checksums.blake3, BLAKE3, (tensors as u64).saturating_mul(65).saturating_add(64)),
+        (checksums.crc, CRC_KEY, 10),
+        (checksums.sha256, SHA256_KEY, 66),
+        (checksums.blake3, BLAKE3_KEY, (tensors as u64).saturating_mul(65).saturating_add(64)),
     ];
     entries.into_iter().filter(|(is_wanted, ..)| *is_wanted).map(|(_, key, len)| (key, len)).collect()
 }
@@ -30,21 +34,102 @@ pub(super) fn is_reserved(checksums: Checksums, key: &str) -> bool {
     reserved(checksums, 0).iter().any(|(reserved, _)| *reserved == key)
 }
 
-/// The metadata entries for the checksums of a shard, in the order of [`reserved`], and none longer than it says. Their bytes are had
-/// through [`Data::read`].
-pub(super) fn values(checksums: Checksums, _data: &Data<'_, '_>) -> Result<Vec<(&'static str, String)>, Refused> {
+/// How many bytes are read for the checksums of a file with so many bytes of tensors.
+pub(super) fn bytes(checksums: Checksums, data_len: u64) -> u64 {
     match checksums == Checksums::default() {
-        true => Ok(Vec::new()),
-        false => Err(Refused::Writer(WriterError::Unsupported("checksums cannot be written yet"))),
+        true => 0,
+        false => data_len,
     }
 }
 
-/// Why there are no values: an error of the writer's own, which lacks only the path, or another.
-#[derive(Debug)]
-pub(super) enum Refused {
-    /// The writer's own.
-    Writer(WriterError),
-    /// One of reading, or a cancelled task.
-    #[allow(dead_code, reason = "for whoever fills `values` in")]
-    Other(Error),
+/// The metadata entries for the checksums of a shard, in the order of [`reserved`], and none longer than it says.
+pub(super) fn values(
+    checksums: Checksums,
+    data: &Data<'_, '_>,
+    metadata: &Metadata,
+    target: &Target,
+    task: &Task,
+) -> Result<Vec<Entry>, Error> {
+    let mut values = Vec::new();
+    if checksums == Checksums::default() {
+        return Ok(values);
+    }
+    let hashed = Hashed { data, target };
+    let wanted =
+        Wanted { crc: checksums.crc, blake3: checksums.blake3, data_sha256: checksums.sha256, file_sha256: false };
+    let order = &data.layout.order;
+    let mut tensors = Vec::new();
+    tensors.try_reserve_exact(order.len()).map_err(|_| Error::NoMemory)?;
+    tensors.extend(order.iter().filter_map(|tensor| Some(data.place(*tensor)?.0)));
+    let input = Input { data_start: data.layout.data_start(), tensors, wanted };
+    // Tensors are counted when they are written.
+    let sums = pass(&hashed, &[input], workers_for(usize::MAX), |bytes, _| task.done(bytes, 0))?;
+    let Some(sums) = sums.first() else { return Ok(values) };
+
+    let mut by_name = Vec::new();
+    by_name.try_reserve_exact(order.len()).map_err(|_| Error::NoMemory)?;
+    by_name.extend(order.iter().copied().zip(&sums.tensors));
+    by_name.sort_unstable_by_key(|(tensor, _)| data.name(*tensor));
+    if checksums.crc {
+        values.push((CRC_KEY, hashed.crc_num(&by_name)?.to_write().to_string()));
+    }
+    if checksums.sha256 {
+        values.push((SHA256_KEY, format!("0x{}", to_hex(&sums.data_sha256))));
+    }
+    if checksums.blake3 {
+        values.push((BLAKE3_KEY, digests(&by_name)?));
+        let sealed = header_digest(data, metadata, &values)?;
+        if let Some((_, digests)) = values.last_mut() {
+            digests.replace_range(..DIGITS, &to_hex(&sealed));
+        }
+    }
+    Ok(values)
+}
+
+/// The value of our digests, with zeros for that of the header.
+fn digests(by_name: &[(usize, &TensorSums)]) -> Result<String, Error> {
+    let mut text = String::new();
+    text.try_reserve_exact(DIGITS + by_name.len() * (DIGITS + 1)).map_err(|_| Error::NoMemory)?;
+    text.extend(std::iter::repeat_n('0', DIGITS));
+    for (_, sums) in by_name {
+        text.push(' ');
+        text.push_str(&to_hex(&sums.blake3));
+    }
+    Ok(text)
+}
+
+/// The digest of the header that will be written but for its own digits.
+fn header_digest(data: &Data<'_, '_>, metadata: &Metadata, values: &[Entry]) -> Result<Digest, Error> {
+    let mut hasher = blake3::Hasher::new();
+    // Hashing does not fail.
+    data.encode_header(&mut hasher, metadata, values).map_err(|_| Error::NoMemory)?;
+    Ok(hasher.finalize().into())
+}
+
+/// The bytes of a shard, as the hashing wants them.
+struct Hashed<'w, 'd> {
+    data: &'w Data<'w, 'd>,
+    target: &'w Target,
+}
+
+impl Source for Hashed<'_, '_> {
+    type Room = Bounce;
+
+    fn bytes<'a>(&'a self, _: usize, place: Range<u64>, room: &'a mut Bounce) -> Result<&'a [u8], Error> {
+        self.data.read(place, false, room).map_err(|source| self.target.storage_error(source))
+    }
+}
+
+impl Hashed<'_, '_> {
+    fn crc_num(&self, by_name: &[(usize, &TensorSums)]) -> Result<CrcNum, Error> {
+        let (mut crc, mut room) = (CrcNum::new(), Bounce::default());
+        for (tensor, sums) in by_name {
+            let mut scalar = None;
+            if let (Some((dtype, true)), Some((place, _))) = (self.data.is_scalar(*tensor), self.data.place(*tensor)) {
+                scalar = integer_scalar(dtype, self.bytes(0, place, &mut room)?);
+            }
+            crc.add(self.data.name(*tensor), sums.crc, scalar);
+        }
+        Ok(crc)
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::entries::{Entries, Source};
 use super::layout::ShardLayout;
+use crate::format::Dtype;
 use crate::storage::output::{Temporary, DIRECT_ADDRESS};
 use crate::storage::{Buffer, StorageError};
 use std::ops::Range;
@@ -101,5 +102,15 @@ impl<'d> Data<'_, 'd> {
         let entry = self.entries.get(tensor)?;
         let start = self.layout.data_start().checked_add(*self.starts.get(tensor)?)?;
         Some((start..start.checked_add(entry.nbytes)?, entry.source))
+    }
+    /// The name of a tensor.
+    pub(super) fn name(&self, tensor: usize) -> &[u8] {
+        self.entries.get(tensor).map_or(&[], |entry| self.entries.name(entry).as_bytes())
+    }
+
+    /// The element type of a tensor, and whether it has no dimensions.
+    pub(super) fn is_scalar(&self, tensor: usize) -> Option<(Dtype, bool)> {
+        let entry = self.entries.get(tensor)?;
+        Some((entry.dtype, self.entries.described(entry, 0).shape.is_empty()))
     }
 }

@@ -113,6 +113,11 @@ impl ShardLayout {
         PREFIX_LEN as u64 + self.header_len
     }
 
+    /// Bytes of the data section.
+    pub(super) fn data_len(&self) -> u64 {
+        self.data_len
+    }
+
     /// Bytes of the file.
     pub(super) fn file_len(&self) -> u64 {
         self.data_start().saturating_add(self.data_len)

@@ -337,7 +337,9 @@ impl<'d> Writer<'d> {
             runs.push(of_shard.map_err(|source| target.storage_error(source))?);
         }
         let total = runs.iter().flatten().fold(0u64, |sum, run| sum.saturating_add(run.end - run.start));
-        task.begin(total, entries.len() as u64);
+        let hashed = |shard: &Shard| checksums::bytes(self.options.checksums, shard.layout.data_len());
+        let hashed = self.shards.iter().map(hashed).fold(total, u64::saturating_add);
+        task.begin(hashed, entries.len() as u64);
         for (shard, runs) in self.shards.iter_mut().filter(|shard| !shard.is_filled).zip(&runs) {
             if let Some(data) = shard.data(entries, starts) {
                 fill::fill(&data, runs, total >= fill::LARGE, task).map_err(|failed| match failed {
@@ -355,10 +357,8 @@ impl<'d> Writer<'d> {
     fn headers(&self) -> Result<(), Error> {
         for shard in &self.shards {
             let Some(data) = shard.data(&self.entries, &self.layout.starts) else { continue };
-            let values = checksums::values(self.options.checksums, &data).map_err(|refused| match refused {
-                checksums::Refused::Writer(source) => self.error(source),
-                checksums::Refused::Other(error) => error,
-            })?;
+            let (checksums, task) = (self.options.checksums, &self.options.task);
+            let values = checksums::values(checksums, &data, &self.metadata, &self.target, task)?;
             data.write_header(&self.metadata, &values).map_err(|source| self.target.storage_error(source))?;
         }
         Ok(())

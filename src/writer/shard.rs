@@ -59,16 +59,24 @@ impl Shard {
 }
 
 impl Data<'_, '_> {
-    /// Writes everything before the data.
+    /// Writes everything before the data to the file.
     pub(super) fn write_header(
         &self,
         metadata: &Metadata,
         checksums: &[(&'static str, String)],
     ) -> Result<(), StorageError> {
+        write_text(self.file, |to| self.encode_header(to, metadata, checksums))
+    }
+
+    /// Writes everything before the data.
+    pub(super) fn encode_header(
+        &self,
+        to: &mut impl Write,
+        metadata: &Metadata,
+        checksums: &[(&'static str, String)],
+    ) -> io::Result<()> {
         let checksums = checksums.iter().map(|(key, value)| (*key, value.as_str()));
-        write_text(self.file, |to| {
-            self.layout.write_header(to, self.entries, self.starts, metadata.iter().chain(checksums))
-        })
+        self.layout.write_header(to, self.entries, self.starts, metadata.iter().chain(checksums))
     }
 }
 

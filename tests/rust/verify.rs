@@ -2,7 +2,10 @@
 
 use safetensors_lazy::format::ChecksumError;
 use safetensors_lazy::storage::{StorageError, StorageKind, StorageOptions};
-use safetensors_lazy::{Checkpoint, Checks, Error, OpenOptions, Progress, Report, Task, Verify, VerifyOptions};
+use safetensors_lazy::{
+    Checkpoint, Checks, Checksums, Error, OpenOptions, Progress, Report, Task, Verify, VerifyOptions, Writer,
+    WriterOptions,
+};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -394,4 +397,92 @@ fn verify_can_be_cancelled() {
     let outcome = checkpoint.verify(VerifyOptions { task: Some(&task), ..VerifyOptions::default() });
     assert!(matches!(outcome, Err(Error::Cancelled)));
     verify(&checkpoint).unwrap().into_result().unwrap();
+}
+
+/// Writes what a file holds anew: every second tensor in pieces.
+fn rewrite(from: &Checkpoint, to: &Path, options: WriterOptions) {
+    let bytes: Vec<Vec<u8>> = from
+        .tensors()
+        .map(|tensor| {
+            let mut bytes = vec![MaybeUninit::uninit(); tensor.nbytes() as usize];
+            from.tensor_read(tensor.index(), &[], &mut bytes).unwrap();
+            // SAFETY: all of it was read.
+            bytes.into_iter().map(|byte| unsafe { byte.assume_init() }).collect()
+        })
+        .collect();
+    let mut writer = Writer::create(to, options).unwrap();
+    for tensor in from.tensors() {
+        match tensor.index() % 2 {
+            0 => writer.add(tensor.name(), tensor.dtype(), tensor.shape(), &bytes[tensor.index()]).unwrap(),
+            _ => writer.declare(tensor.name(), tensor.dtype(), tensor.shape()).unwrap(),
+        }
+    }
+    for tensor in from.tensors().filter(|tensor| tensor.index() % 2 == 1) {
+        for piece in bytes[tensor.index()].chunks(1 << 20) {
+            writer.write(tensor.name(), piece).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+}
+
+const ALL_CHECKSUMS: Checksums = Checksums { crc: true, sha256: true, blake3: true };
+
+#[test]
+fn what_is_written_with_checksums_verifies() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = with_sums(&[("large", vec![3; (5 << 20) + 1]), ("larger", vec![4; 9 << 20]), ("none", vec![])]);
+    let [from, to] = ["from.safetensors", "to.safetensors"].map(|name| folder.path().join(name));
+    fs::write(&from, large).unwrap();
+    let sources = [
+        format!("{MINDSPORE}/crc_mixed.safetensors").into(),
+        format!("{MINDSPORE}/mixed_bf16.safetensors").into(),
+        from,
+    ];
+    for source in sources {
+        for (alignment, insertion_order) in [(8, false), (4096, true)] {
+            let options =
+                WriterOptions { checksums: ALL_CHECKSUMS, alignment, insertion_order, ..WriterOptions::default() };
+            rewrite(&open(&source), &to, options);
+            let checkpoint = open_verified(&to, Verify::FirstUse).unwrap();
+            for index in 0..checkpoint.len() {
+                checkpoint.tensor_ptr(index).unwrap();
+            }
+            let report = verify(&checkpoint).unwrap();
+            assert_eq!(report.checks, Checks { crc: true, sha256: true, blake3: true, file_sha256: false });
+            report.into_result().unwrap();
+            assert_eq!(
+                checkpoint.tensors().map(|tensor| tensor.file_offset()).min().unwrap() % u64::from(alignment),
+                0
+            );
+        }
+    }
+}
+
+#[test]
+fn digests_are_those_of_the_documentation() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = sample();
+    let from = write(&folder, &bytes);
+    let to = folder.path().join("to.safetensors");
+    let checksums = ALL_CHECKSUMS;
+    rewrite(&open(&from), &to, WriterOptions { checksums, insertion_order: true, ..WriterOptions::default() });
+    // The sum of a CRC may be shorter than the room that is kept for it, so only the metadata must be the same.
+    let (from, to) = (open(from), open(to));
+    for key in ["crc_num", "modelspec.hash_sha256"] {
+        assert_eq!(from.metadata_get(key), to.metadata_get(key), "{key}");
+    }
+    let tensors = |checkpoint: &Checkpoint| checkpoint.metadata_get("safetensors_lazy.blake3").unwrap()[64..].to_vec();
+    assert_eq!(tensors(&from), tensors(&to));
+}
+
+#[test]
+fn crc_is_written_as_mindspore_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("to.safetensors");
+    for file in ["crc_mixed", "crc_names", "crc_scalar", "crc_int_scalar", "dense_crc", "qint4x2_crc"] {
+        let from = open(format!("{MINDSPORE}/{file}.safetensors"));
+        let checksums = Checksums { crc: true, ..Checksums::default() };
+        rewrite(&from, &to, WriterOptions { checksums, ..WriterOptions::default() });
+        assert_eq!(open(&to).metadata_get("crc_num"), from.metadata_get("crc_num"), "{file}");
+    }
 }

@@ -155,7 +155,7 @@ impl Checkpoint {
         let bytes = inputs.iter().map(Input::bytes).fold(0, u64::saturating_add);
         task.begin(bytes, inputs.iter().map(|input| input.tensors.len() as u64).sum());
         let source = ShardBytes { shards, around_cache: options.around_cache || bytes > physical_memory() / 2 };
-        let sums = pass(&source, &inputs, workers(options.workers), task);
+        let sums = pass(&source, &inputs, workers(options.workers), |bytes, items| task.done(bytes, items));
         task.end();
         let sums = sums?;
         // What has changed does not match either, but that is not the news.
@@ -211,6 +211,8 @@ struct ShardBytes<'c> {
 }
 
 impl Source for ShardBytes<'_> {
+    type Room = Scratch;
+
     fn bytes<'a>(&'a self, input: usize, place: Range<u64>, room: &'a mut Scratch) -> Result<&'a [u8], Error> {
         let Some(shard) = self.shards.get(input) else { return Ok(&[]) };
         let len = place.end - place.start;
