@@ -133,6 +133,22 @@ pub fn matrix(folder: &Path) -> io::Result<Input> {
     Ok(Input { name: "matrix", path })
 }
 
+/// Bytes that do not repeat soon, aligned as writes around the page cache want them. Their number is a multiple of `tensors` times 8192.
+pub fn noise(len: usize, tensors: usize) -> memmap2::MmapMut {
+    assert!(len % (tensors * 8192) == 0, "{len}");
+    let mut bytes = memmap2::MmapMut::map_anon(len).expect("memory");
+    // Only advice.
+    let _ = bytes.advise(memmap2::Advice::HugePage);
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    for word in bytes.chunks_exact_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes());
+    }
+    bytes
+}
+
 /// The model that the tests of real files use, where somebody has put it.
 pub fn model() -> Option<Input> {
     let path = PathBuf::from("build/model/model.safetensors");
