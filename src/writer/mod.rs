@@ -216,14 +216,19 @@ impl<'d> Writer<'d> {
         self.complete().map_err(|source| self.error(source))?;
         self.options.task.check()?;
         self.prepare()?;
-        let done = self.publication.is_some().then_some(Ok(())).unwrap_or_else(|| self.fill()).and_then(|()| {
-            if self.publication.is_none() {
-                self.publication = Some(self.headers().and_then(|()| self.sync()).and_then(|()| self.plan())?);
-            }
-            self.publish()
-        });
+        let done = self.finish_prepared();
         self.options.task.end();
         done
+    }
+
+    fn finish_prepared(&mut self) -> Result<(), Error> {
+        if self.publication.is_none() {
+            self.fill()?;
+            self.headers()?;
+            self.sync()?;
+            self.publication = Some(self.plan()?);
+        }
+        self.publish()
     }
 
     fn push(

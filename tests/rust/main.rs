@@ -17,3 +17,4 @@ mod resident;
 mod sample;
 mod shards;
 mod storage;
+mod writer;
