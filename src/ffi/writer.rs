@@ -15,7 +15,8 @@ use std::sync::{Mutex, MutexGuard};
 
 /// A checkpoint that is being written. Not reference counted: it belongs to whoever opened it, and is freed by st_writer_finish when that
 /// succeeds, or by st_writer_abort. Calls on one writer may come from any threads; they wait for one another, and none may come after, or
-/// at the same time as, the call that frees it.
+/// at the same time as, the call that frees it. After fork() only one of the two processes may go on with it, and the other must not even
+/// abort it.
 pub struct st_writer {
     _opaque: [u8; 0],
 }
@@ -75,7 +76,8 @@ unsafe impl Options for st_writer_options {
 ///
 /// The writer makes temporary files beside path, whose names begin with a dot and end with ".st-tmp". They go with the writer. If the
 /// process dies they stay until the next writer opens the same path (on file systems without flock(2), until somebody removes them).
-/// Two writers of the same path do not disturb each other; who finishes last wins.
+/// Two writers of the same path do not disturb each other; who finishes last wins. (While shards are put in their places, other writers
+/// wait: for this the folder is locked with flock(2).)
 ///
 /// With max_shard_bytes tensors are dealt to shards in the order in which they are added or declared, by the rule of huggingface_hub: one that
 /// is larger than that has a shard of its own, and another shard is begun when a tensor would not fit. If there is one shard, it is the

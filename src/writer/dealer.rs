@@ -163,9 +163,9 @@ mod tests {
 
     #[test]
     fn tensors_are_dealt_as_by_hugging_face() {
-        assert_eq!(dealt(10, &[4, 4, 4, 30, 2, 10]), [vec![3], vec![0, 1], vec![2, 4], vec![5]]);
+        assert_eq!(dealt(10, &[4, 30, 4, 4, 2, 10]), [vec![1], vec![0, 2], vec![3, 4], vec![5]]);
         assert_eq!(dealt(0, &[4, 1 << 60, 4]), [vec![0, 1, 2]]);
-        assert_eq!(dealt(5, &[]), [Vec::<usize>::new(); 1]);
+        assert_eq!(dealt(5, &[]).len(), 1);
         for seed in 0..2000u64 {
             let sizes: Vec<u64> = (0..seed % 13).map(|i| (seed * 31 + i * i * 17) % 23).collect();
             let max = seed % 19 + 1;

@@ -127,7 +127,7 @@ mod tests {
             for run in
                 [0..1, 1..A, 1..A + 1, 7..2 * A + 3, 100..3 * BLOCK + 5, A..BLOCK, 0..2 * BLOCK, BLOCK - 1..BLOCK + 1]
             {
-                let pieces = pieces(&[run.clone()], direct).unwrap();
+                let pieces = pieces(std::slice::from_ref(&run), direct).unwrap();
                 assert_eq!(pieces.first().unwrap().start, run.start);
                 assert_eq!(pieces.last().unwrap().end, run.end);
                 assert!(pieces.windows(2).all(|two| two[0].end == two[1].start));

@@ -28,8 +28,8 @@ pub use error::WriterError;
 pub use options::{Checksums, WriterOptions};
 
 use crate::error::Error;
-use crate::format::encode::{encode_index, tensor_text_len, Described};
-use crate::format::{bits_of, shape_text, Dtype};
+use crate::format::encode::{encode_index, metadata_text_len, tensor_text_len, text_len, Described};
+use crate::format::{bits_of, shape_text, Dtype, MAX_HEADER_LEN};
 use crate::quote::excerpt;
 use crate::storage::output::Temporary;
 use crate::storage::StorageError;
@@ -82,6 +82,8 @@ pub struct Writer<'d> {
     /// A temporary file that was made at once, to find out early whether it can be: the first that is needed.
     first: Option<Temporary>,
     stage: Stage,
+    /// Whether all files are there, in their full length.
+    is_prepared: bool,
     layout: Layout,
     shards: Vec<Shard>,
     /// The temporary files of indices, while they are published.
@@ -129,6 +131,7 @@ impl<'d> Writer<'d> {
             metadata: Metadata::default(),
             first,
             stage: Stage::Open,
+            is_prepared: false,
             layout: Layout { starts: Vec::new(), numbers: Vec::new() },
             shards: Vec::new(),
             indices: Vec::new(),
@@ -148,9 +151,9 @@ impl<'d> Writer<'d> {
             if checksums::is_reserved(self.options.checksums, key) {
                 return Err(WriterError::DuplicateMetadata { key: key.to_owned() });
             }
-            let added = crate::format::encode::metadata_text_len(key, value);
+            let added = metadata_text_len(key, value);
             let header_len = self.dealer.longest_text().saturating_add(self.metadata.text_len()).saturating_add(added);
-            if header_len > crate::format::MAX_HEADER_LEN as u64 {
+            if header_len > MAX_HEADER_LEN as u64 {
                 return Err(WriterError::HeaderTooLarge { header_len });
             }
             self.metadata.push(key, value)
@@ -216,14 +219,27 @@ impl<'d> Writer<'d> {
         self.complete().map_err(|source| self.error(source))?;
         self.options.task.check()?;
         self.prepare()?;
-        let done = self.publication.is_some().then_some(Ok(())).unwrap_or_else(|| self.fill()).and_then(|()| {
-            if self.publication.is_none() {
-                self.publication = Some(self.headers().and_then(|()| self.sync()).and_then(|()| self.plan())?);
-            }
-            self.publish()
-        });
+        let done = self.finish_prepared();
         self.options.task.end();
         done
+    }
+
+    fn finish_prepared(&mut self) -> Result<(), Error> {
+        if self.publication.is_none() {
+            self.fill()?;
+            self.headers()?;
+            self.sync()?;
+        }
+        // Two writers of the same shards would mix theirs.
+        let several = self.options.max_shard_bytes > 0;
+        let task = &self.options.task;
+        let lock = if several { self.target.folder.lock(|| task.check())? } else { None };
+        if self.publication.is_none() {
+            self.publication = Some(self.plan()?);
+        }
+        self.publish()?;
+        drop(lock);
+        Ok(())
     }
 
     fn push(
@@ -300,6 +316,9 @@ impl<'d> Writer<'d> {
 
     /// Sees to it that all files are there, in their full length.
     fn prepare(&mut self) -> Result<(), Error> {
+        if self.is_prepared {
+            return Ok(());
+        }
         self.seal()?;
         let len = self.shards.len();
         let target = &self.target;
@@ -308,6 +327,7 @@ impl<'d> Writer<'d> {
             shard.prepare(target, &name, &mut self.first).map_err(|source| target.storage_error(source))?;
         }
         self.first = None;
+        self.is_prepared = true;
         Ok(())
     }
 
@@ -385,6 +405,7 @@ impl<'d> Writer<'d> {
     fn plan(&mut self) -> Result<Publication, Error> {
         let is_sharded = self.options.max_shard_bytes > 0;
         let len = self.shards.len();
+        self.indices.clear();
         let target = &self.target;
         let storage = |source| target.storage_error(source);
         let mut old = if is_sharded { target.indexed().map_err(storage)? } else { Vec::new() };
@@ -436,12 +457,13 @@ impl<'d> Writer<'d> {
             let number = self.layout.numbers.get(entry.shard)?;
             name_of(files.get(*number)?).to_str().ok()
         };
-        let named = order.iter().filter_map(|entry| Some((self.entries.name(entry), file_of(entry)?)));
-        write_text(&file, |text| encode_index(text, total, named)).map_err(storage)?;
+        let named = || order.iter().filter_map(|entry| Some((self.entries.name(entry), file_of(entry)?)));
+        let len = text_len(|text| encode_index(text, total, named()));
+        file.allocate(len).map_err(storage)?;
+        write_text(&file, |text| encode_index(text, total, named())).map_err(storage)?;
         settle(&self.target, &file, &to).map_err(storage)?;
         if !self.options.no_sync {
-            // An index is written anew by the next try.
-            file.sync().map_err(storage)?;
+            file.sync().map_err(|source| self.broken(source, false))?;
         }
         let from = file.name().map(ToOwned::to_owned).unwrap_or_default();
         self.indices.push(file);
@@ -450,17 +472,12 @@ impl<'d> Writer<'d> {
 
     fn publish(&mut self) -> Result<(), Error> {
         let Some(publication) = &mut self.publication else { return Ok(()) };
-        let several = self.options.max_shard_bytes > 0;
-        let task = &self.options.task;
-        let lock = if several { self.target.folder.lock(|| task.check())? } else { None };
-        let done = publication.run(&self.target.folder, !self.options.no_sync);
-        drop(lock);
-        match done {
+        match publication.run(&self.target.folder, !self.options.no_sync) {
             Ok(()) => {
                 self.stage = Stage::Finished;
                 self.shards.clear();
                 self.indices.clear();
-                if several {
+                if self.options.max_shard_bytes > 0 {
                     // An index of a writer that died while it published has named them until now.
                     self.target.remove_leftovers(false);
                 }

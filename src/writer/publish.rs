@@ -196,3 +196,157 @@ pub(super) fn can_link(target: &Target, file: &CStr) -> bool {
     }
     can
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Checkpoint, Dtype, OpenOptions, Writer, WriterOptions};
+    use std::path::Path;
+
+    /// A writer of `len` shards whose bytes are all the same, right before it publishes them.
+    fn prepared<'d>(path: &Path, len: usize, bytes: &'d [u8; 8]) -> Writer<'d> {
+        let options = WriterOptions { max_shard_bytes: 8, no_sync: true, ..WriterOptions::default() };
+        let mut writer = Writer::create(path, options).unwrap();
+        for i in 0..len {
+            writer.add(format!("t{i}"), Dtype::U8, &[8], bytes).unwrap();
+        }
+        writer.prepare().unwrap();
+        writer.fill().unwrap();
+        writer.headers().unwrap();
+        writer.sync().unwrap();
+        let plan = writer.plan().unwrap();
+        writer.publication = Some(plan);
+        writer
+    }
+
+    fn publish(path: &Path, len: usize, bytes: &[u8; 8]) {
+        prepared(path, len, bytes).publish().unwrap();
+    }
+
+    /// The generation that a reader finds: the number of shards, and the byte that they all have.
+    fn found(path: &Path) -> (usize, u8) {
+        let checkpoint = Checkpoint::open(path, OpenOptions::default()).unwrap();
+        let bytes: Vec<u8> = (0..checkpoint.len())
+            // SAFETY: nobody changes the files.
+            .flat_map(|index| unsafe { checkpoint.tensor_ptr(index).unwrap().as_slice() }.to_vec())
+            .collect();
+        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "a mix of generations: {bytes:?}");
+        (checkpoint.len(), bytes[0])
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Stops after each step in turn. Whatever the writer does then, the index names one whole generation, and the next writer
+    /// leaves nothing of the others.
+    #[test]
+    fn at_each_step_there_is_one_whole_generation() {
+        for (old, new) in [(3, 3), (3, 4), (4, 3), (3, 2), (0, 3)] {
+            let mut steps = 0;
+            for stop in 0.. {
+                let folder = tempfile::tempdir().unwrap();
+                let path = folder.path().join("model.safetensors");
+                let index = folder.path().join("model.safetensors.index.json");
+                if old > 0 {
+                    publish(&path, old, &[1; 8]);
+                }
+                for ends in ["dies", "gives up", "goes on"] {
+                    if index.exists() && found(&index).1 != 1 || ends == "goes on" {
+                        let _ = std::fs::remove_dir_all(folder.path());
+                        std::fs::create_dir(folder.path()).unwrap();
+                        if old > 0 {
+                            publish(&path, old, &[1; 8]);
+                        }
+                    }
+                    let mut writer = prepared(&path, new, &[2; 8]);
+                    let publication = writer.publication.as_mut().unwrap();
+                    steps = publication.steps.len();
+                    let rest = publication.steps.split_off(stop.min(steps));
+                    writer.publication.as_mut().unwrap().run(&writer.target.folder, false).unwrap();
+                    let check = || {
+                        if index.exists() || old > 0 {
+                            assert!([(old, 1), (new, 2)].contains(&found(&index)), "{old} {new} {stop} {ends}");
+                        }
+                    };
+                    check();
+                    match ends {
+                        "goes on" => {
+                            writer.publication.as_mut().unwrap().steps.extend(rest);
+                            writer.publish().unwrap();
+                            assert_eq!(found(&index), (new, 2));
+                            assert_eq!(names(folder.path()).len(), new + 1);
+                            continue;
+                        }
+                        "dies" => {
+                            // Its locks go, and its files stay.
+                            writer.publication = None;
+                            writer.shards.iter_mut().filter_map(|shard| shard.file.as_mut()).for_each(Temporary::keep);
+                            writer.indices.iter_mut().for_each(Temporary::keep);
+                            drop(writer);
+                        }
+                        _ => drop(writer),
+                    }
+                    check();
+                    // Another one that only begins must not take away what the index names.
+                    drop(Writer::create(&path, WriterOptions::default()).unwrap());
+                    check();
+                }
+                publish(&path, 3, &[3; 8]);
+                assert_eq!(found(&index), (3, 3));
+                assert!(
+                    names(folder.path()).iter().all(|name| !name.ends_with(".st-tmp")),
+                    "{:?}",
+                    names(folder.path())
+                );
+                if stop >= steps {
+                    break;
+                }
+            }
+            assert!(steps > 4);
+        }
+    }
+
+    #[test]
+    fn one_file_takes_the_place_of_shards() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        publish(&path, 3, &[1; 8]);
+        publish(&path, 1, &[2; 8]);
+        assert_eq!(found(&path), (1, 2));
+        assert_eq!(names(folder.path()), ["model.safetensors"]);
+    }
+
+    #[test]
+    fn shards_replace_others_without_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        publish(&path, 3, &[1; 8]);
+        let mut writer = prepared(&path, 3, &[2; 8]);
+        let moves =
+            |from: &Option<Temporary>, to: CString| Move { from: from.as_ref().unwrap().name().unwrap().into(), to };
+        let shards = writer.shards.iter().enumerate();
+        let files = shards.map(|(number, shard)| moves(&shard.file, writer.target.shard_name(number, 3))).collect();
+        let index = Move { from: writer.indices[0].name().unwrap().into(), to: writer.target.index_name() };
+        writer.publication = Some(Publication::of_replacing_without_links(files, index, Vec::new()));
+        writer.publish().unwrap();
+        drop(writer);
+        assert_eq!(found(folder.path()), (3, 2));
+        assert_eq!(names(folder.path()).len(), 4);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let mut writer = prepared(&path, 1, &[1; 8]);
+        std::fs::create_dir(&path).unwrap();
+        assert!(matches!(writer.publish(), Err(crate::Error::Storage { source: StorageError::NotAFile(_), .. })));
+        std::fs::remove_dir(&path).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(found(&path), (1, 1));
+    }
+}

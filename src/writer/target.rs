@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     fn target(name: &str) -> Target {
-        Target::open(&std::env::temp_dir().join(name), true).unwrap()
+        Target::open(&tempfile::tempdir().unwrap().path().join(name), true).unwrap()
     }
 
     #[test]

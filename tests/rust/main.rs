@@ -18,3 +18,4 @@ mod sample;
 mod shards;
 mod storage;
 mod verify;
+mod writer;

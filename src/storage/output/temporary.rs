@@ -126,8 +126,12 @@ impl Temporary {
 
     /// Gives it the permissions of the file that it replaces.
     pub(crate) fn set_mode(&self, mode: u32) -> Result<(), StorageError> {
-        let permissions = std::fs::Permissions::from_mode(mode);
-        self.file.set_permissions(permissions).map_err(|error| StorageError::io("set the permissions", error))
+        let refused = |error| StorageError::io("set the permissions", error);
+        // Where all files have the same ones, asking for others is an error.
+        if self.file.metadata().map_err(refused)?.permissions().mode() & 0o7777 == mode {
+            return Ok(());
+        }
+        self.file.set_permissions(std::fs::Permissions::from_mode(mode)).map_err(refused)
     }
 
     /// Has everything written reach the disk.
@@ -167,7 +171,8 @@ impl Direct {
         }
         match write_all_at(&self.file, bytes, offset, None) {
             Ok(()) => Ok(true),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+            // EFAULT: memory that can be read but not be lent to a disk, such as a device's.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EFAULT)) => {
                 self.is_refused.store(true, Ordering::Relaxed);
                 Ok(false)
             }
