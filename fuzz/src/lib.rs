@@ -9,3 +9,4 @@ pub mod open;
 #[path = "../../tests/rust/reference.rs"]
 pub mod reference;
 pub mod slice;
+pub mod verify;

@@ -12,6 +12,8 @@ mod layout;
 mod open;
 #[path = "../../fuzz/src/slice.rs"]
 mod slice;
+#[path = "../../fuzz/src/verify.rs"]
+mod verify;
 
 use crate::mutation::mutate_bytes;
 use crate::random::Random;
@@ -64,4 +66,9 @@ fn open_holds_over_its_corpus() {
 fn open_holds_over_the_files_of_the_tests() {
     replay("tests/data/hostile", open::run);
     replay("tests/data/valid", open::run);
+}
+
+#[test]
+fn verify_holds_over_its_corpus() {
+    replay("fuzz/corpus/verify", verify::run);
 }
