@@ -204,6 +204,8 @@ pub unsafe extern "C" fn st_writer_declare(
 /// each in pieces of any size. The first piece fixes where everything lies: from then on nothing can be added or declared. It also
 /// makes all files in their full length, so that a full disk is found by then.
 ///
+/// Large pieces are faster: from 8 MiB on each is written by several threads.
+///
 /// data: nbytes bytes; may be NULL if nbytes is 0. A piece of which the writing fails does not count: it may be given again.
 ///
 /// ST_ERR_NOT_FOUND: no tensor of that name was declared.

@@ -31,7 +31,7 @@ pub(super) fn is_reserved(checksums: Checksums, key: &str) -> bool {
 }
 
 /// The metadata entries for the checksums of a shard, in the order of [`reserved`], and none longer than it says. Their bytes are had
-/// through [`Data::read`].
+/// through [`Bytes::read`](super::data::Bytes::read).
 pub(super) fn values(checksums: Checksums, _data: &Data<'_, '_>) -> Result<Vec<(&'static str, String)>, Refused> {
     match checksums == Checksums::default() {
         true => Ok(Vec::new()),

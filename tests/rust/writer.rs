@@ -250,7 +250,10 @@ fn large(folder: &Path) {
     let owned: Vec<(Tensor, Vec<u8>)> = tensors.iter().map(|(tensor, data)| (tensor.clone(), data.to_vec())).collect();
     let expected = reference(&owned, &None);
     let path = folder.join("model.safetensors");
-    for streamed in [|_| false, |i| i == 4 || i == 7, |i| i % 2 == 1] {
+    let all: fn(usize) -> bool = |_| true;
+    for (streamed, piece) in
+        [(|_| false, 1), (|i| i == 4 || i == 7, MIB), (|i| i % 2 == 1, 3 * MIB + 7), (all, 9 * MIB - 5)]
+    {
         let task = Arc::<Task>::default();
         let options = WriterOptions { task: Arc::clone(&task), ..WriterOptions::default() };
         let mut writer = Writer::create(&path, options).unwrap();
@@ -262,7 +265,7 @@ fn large(folder: &Path) {
         }
         for (i, (tensor, data)) in tensors.iter().enumerate().rev() {
             if streamed(i) {
-                data.chunks(3 * MIB + 7).for_each(|piece| writer.write(&tensor.name, piece).unwrap());
+                data.chunks(piece).for_each(|piece| writer.write(&tensor.name, piece).unwrap());
             }
         }
         writer.finish().unwrap();
