@@ -250,10 +250,10 @@ fn large(folder: &Path) {
     let owned: Vec<(Tensor, Vec<u8>)> = tensors.iter().map(|(tensor, data)| (tensor.clone(), data.to_vec())).collect();
     let expected = reference(&owned, &None);
     let path = folder.join("model.safetensors");
-    let all: fn(usize) -> bool = |_| true;
-    for (streamed, piece) in
-        [(|_| false, 1), (|i| i == 4 || i == 7, MIB), (|i| i % 2 == 1, 3 * MIB + 7), (all, 9 * MIB - 5)]
-    {
+    type Streamed = fn(usize) -> bool;
+    let cases: [(Streamed, usize); 4] =
+        [(|_| false, 1), (|i| i == 4 || i == 7, MIB), (|i| i % 2 == 1, 3 * MIB + 7), (|_| true, 9 * MIB - 5)];
+    for (streamed, piece) in cases {
         let task = Arc::<Task>::default();
         let options = WriterOptions { task: Arc::clone(&task), ..WriterOptions::default() };
         let mut writer = Writer::create(&path, options).unwrap();
