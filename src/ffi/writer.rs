@@ -59,15 +59,6 @@ unsafe impl Options for st_writer_options {
 /// Begins to write a checkpoint. Nothing appears under its path before st_writer_finish succeeds, and then all of it does: who opens the
 /// path finds the old file or the new one, never a part of either; so does the system after a crash. Who has the old file open keeps it.
 ///
-///     st_writer *writer;
-///     if (st_writer_open("model.safetensors", NULL, &writer, &err) == ST_OK) {
-///         if (st_writer_add(writer, "bias", ST_DTYPE_F32, shape, 1, data, sizeof(data), &err) != ST_OK ||
-///             st_writer_finish(writer, &err) != ST_OK) {
-///             fprintf(stderr, "%s\n", err.message);
-///             st_writer_abort(writer);
-///         }
-///     }
-///
 /// For the same tensors and metadata the file is, byte for byte, what the reference implementation writes, unless options ask for
 /// something else. (Its metadata is in random order where there is more than one entry; here entries keep their order.)
 ///
