@@ -540,3 +540,28 @@ fn sharded_checkpoints_replace_one_another() {
         }
     }
 }
+
+#[test]
+fn writers_of_the_same_path_do_not_disturb_each_other() {
+    let folder = folder();
+    let path = folder.path().join("model.safetensors");
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            let path = &path;
+            scope.spawn(move || (0..8).for_each(|round| write_sharded(path, 3, thread * 8 + round)));
+        }
+    });
+    let index = folder.path().join("model.safetensors.index.json");
+    let shard = fs::read(folder.path().join(shard_name(0, 3))).unwrap();
+    assert_sharded(&index, 3, *shard.last().unwrap());
+    assert_eq!(names(folder.path()).len(), 4, "{:?}", names(folder.path()));
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            let path = &path;
+            scope.spawn(move || (0..8).for_each(|_| write_small(path, &[thread; 1000])));
+        }
+    });
+    let bytes = fs::read(&path).unwrap();
+    assert!(bytes.ends_with(&[*bytes.last().unwrap(); 1000]));
+    assert_eq!(names(folder.path()).len(), 5);
+}
