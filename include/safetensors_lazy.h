@@ -157,17 +157,17 @@ typedef struct st_error {
 #define ST_ERR_IO 200
 /** There was no memory for a directory or a copy. */
 #define ST_ERR_NO_MEMORY 201
-/** The path leads to a FIFO, a socket or a device, or that of a shard to a directory. */
+/** The path leads to a FIFO, a socket or a device, or that of a shard, or of what is written, to a directory. */
 #define ST_ERR_NOT_A_FILE 202
 /** The file is shorter than its header says, or has become shorter since it was opened. */
 #define ST_ERR_TRUNCATED 203
 /** The file has fewer than 8 bytes. */
 #define ST_ERR_HEADER_TOO_SMALL 300
-/** The header claims more than 100,000,000 bytes. */
+/** The header claims, or would have, more than 100,000,000 bytes. */
 #define ST_ERR_HEADER_TOO_LARGE 301
 /** The header claims more bytes than the file has: it was cut off, or is not a safetensors file. */
 #define ST_ERR_HEADER_LENGTH 302
-/** The header is not UTF-8. */
+/** The header, or a text that should be written into one, is not UTF-8. */
 #define ST_ERR_HEADER_UTF8 303
 /** The header is not JSON, or nested too deeply. */
 #define ST_ERR_HEADER_JSON 304
@@ -189,11 +189,11 @@ typedef struct st_error {
 #define ST_ERR_OFFSETS_GAP 312
 /** Two tensors share bytes. */
 #define ST_ERR_OFFSETS_OVERLAP 313
-/** The size of a tensor does not fit 64 bits. */
+/** The size of a tensor, or of a file that is written, does not fit 64 bits. */
 #define ST_ERR_TENSOR_OVERFLOW 314
 /** The elements of a tensor of 4 or 6 bits do not fill whole bytes. */
 #define ST_ERR_TENSOR_PARTIAL_BYTE 315
-/** A tensor's offsets span another size than its dtype and shape need. */
+/** A tensor's offsets span, or a writer is given, another size than its dtype and shape need. */
 #define ST_ERR_TENSOR_SIZE 316
 /** The file is longer than its header says. */
 #define ST_ERR_TRAILING_BYTES 317

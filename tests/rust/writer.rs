@@ -565,3 +565,28 @@ fn writers_of_the_same_path_do_not_disturb_each_other() {
     assert!(bytes.ends_with(&[*bytes.last().unwrap(); 1000]));
     assert_eq!(names(folder.path()).len(), 5);
 }
+
+#[test]
+fn a_task_ends_finish_in_the_middle() {
+    let folder = folder();
+    let path = folder.path().join("a");
+    let memory = data(64 << 20);
+    let task = Arc::<Task>::default();
+    let mut writer = Writer::create(&path, WriterOptions { task: Arc::clone(&task), ..quick() }).unwrap();
+    for i in 0..16 {
+        writer.add(format!("t{i}"), Dtype::U8, &[memory.len() as u64], &memory).unwrap();
+    }
+    let canceller = std::thread::spawn(move || {
+        while task.progress().bytes_done == 0 {
+            std::thread::yield_now();
+        }
+        task.cancel();
+        task
+    });
+    let done = writer.finish();
+    assert!(matches!(done, Err(Error::Cancelled)));
+    let progress = canceller.join().unwrap().progress();
+    assert!(progress.bytes_done < progress.bytes_total && progress.bytes_total == 16 * memory.len() as u64);
+    drop(writer);
+    assert!(names(folder.path()).is_empty());
+}
