@@ -23,6 +23,18 @@
  *         }
  *         st_close(model);
  *
+ *     A writer makes a checkpoint, which appears all at once when it is finished.
+ *
+ *         st_writer *writer;
+ *         if (st_writer_open("model.safetensors", NULL, &writer, &err) != ST_OK)
+ *             return 1;
+ *         if (st_writer_add(writer, "bias", ST_DTYPE_F32, shape, 1, data, sizeof(data), &err) != ST_OK ||
+ *             st_writer_finish(writer, &err) != ST_OK) {
+ *             fprintf(stderr, "%s\n", err.message);
+ *             st_writer_abort(writer);
+ *             return 1;
+ *         }
+ *
  * RULES THAT HOLD FOR EVERY FUNCTION
  *
  *   Errors.    A function that can fail returns an st_status: ST_OK, which is 0, or one of ST_ERR_*. Its last argument, where it
@@ -30,7 +42,7 @@
  *              outputs are written only on success, except that a handle is set to NULL on failure. A function that gets NULL
  *              for a pointer that it needs returns ST_ERR_INVALID_ARGUMENT; one that returns no status returns 0 or NULL.
  *              Every function may return ST_ERR_INTERNAL, which is a bug of the library. Panics never cross this boundary.
- *   Ownership. Handles belong to the caller and are reference counted. Whatever a function points to through an output belongs to the
+ *   Ownership. Handles belong to the caller; those of checkpoints are reference counted. Whatever a function points to through an output belongs to the
  *              handle, must not be freed, and lives until the last reference is closed, unless said otherwise.
  *   Strings.   Strings in are NUL-terminated, or come with a length. Strings out are NUL-terminated UTF-8. (Paths are the bytes that
  *              were given.)
@@ -44,7 +56,7 @@
  *              another program truncates the file, touching the lost pages raises SIGBUS; if it overwrites the file, the bytes
  *              change. Open with ST_STORAGE_READ where files are not under your control. Nothing else in this library can
  *              raise a signal; st_tensor_read reports ST_ERR_TRUNCATED instead. (Replacing a file by rename is always safe.
- *              A buffer given to st_open_buffer is the caller's: if it is itself a mapping, the same holds for every access.)
+ *              Memory given to st_open_buffer or st_writer_add is the caller's: if it is itself a mapping, the same holds for every access.)
  *   Side effects. No output to stdout or stderr, no environment variables, no signal handlers, no global state, no callbacks. (Rust
  *              itself breaks this rule in two cases: a bug that ends as ST_ERR_INTERNAL prints a line to stderr first, and when
  *              there is no memory even for an error message, the process ends. Memory of a size that a file or a caller chooses
@@ -148,7 +160,7 @@ typedef struct st_error {
 #define ST_ERR_IO 200
 /** There was no memory for a directory or a copy. */
 #define ST_ERR_NO_MEMORY 201
-/** The path leads to a FIFO, a socket or a device, or that of a shard to a directory. */
+/** The path leads to a FIFO, a socket or a device, or that of a shard, or of what is written, to a directory. */
 #define ST_ERR_NOT_A_FILE 202
 /** The file is shorter than its header says, or has become shorter since it was opened. */
 #define ST_ERR_TRUNCATED 203
@@ -156,11 +168,11 @@ typedef struct st_error {
 #define ST_ERR_FILE_CHANGED 204
 /** The file has fewer than 8 bytes. */
 #define ST_ERR_HEADER_TOO_SMALL 300
-/** The header claims more than 100,000,000 bytes. */
+/** The header claims, or would have, more than 100,000,000 bytes. */
 #define ST_ERR_HEADER_TOO_LARGE 301
 /** The header claims more bytes than the file has: it was cut off, or is not a safetensors file. */
 #define ST_ERR_HEADER_LENGTH 302
-/** The header is not UTF-8. */
+/** The header, or a text that should be written into one, is not UTF-8. */
 #define ST_ERR_HEADER_UTF8 303
 /** The header is not JSON, or nested too deeply. */
 #define ST_ERR_HEADER_JSON 304
@@ -182,11 +194,11 @@ typedef struct st_error {
 #define ST_ERR_OFFSETS_GAP 312
 /** Two tensors share bytes. */
 #define ST_ERR_OFFSETS_OVERLAP 313
-/** The size of a tensor does not fit 64 bits. */
+/** The size of a tensor, or of a file that is written, does not fit 64 bits. */
 #define ST_ERR_TENSOR_OVERFLOW 314
 /** The elements of a tensor of 4 or 6 bits do not fill whole bytes. */
 #define ST_ERR_TENSOR_PARTIAL_BYTE 315
-/** A tensor's offsets span another size than its dtype and shape need. */
+/** A tensor's offsets span, or a writer is given, another size than its dtype and shape need. */
 #define ST_ERR_TENSOR_SIZE 316
 /** The file is longer than its header says. */
 #define ST_ERR_TRAILING_BYTES 317
@@ -1127,16 +1139,7 @@ typedef struct st_writer_options {
 
 /**
  * Begins to write a checkpoint. Nothing appears under its path before st_writer_finish succeeds, and then all of it does: who opens the
- * path finds the old file or the new one, never a part of either; so does the system after a crash. Who has the old file open keeps it.
- *
- *     st_writer *writer;
- *     if (st_writer_open("model.safetensors", NULL, &writer, &err) == ST_OK) {
- *         if (st_writer_add(writer, "bias", ST_DTYPE_F32, shape, 1, data, sizeof(data), &err) != ST_OK ||
- *             st_writer_finish(writer, &err) != ST_OK) {
- *             fprintf(stderr, "%s\n", err.message);
- *             st_writer_abort(writer);
- *         }
- *     }
+ * path finds the old file or the new one, never a part of either, also after a crash of the system. Who has the old file open keeps it.
  *
  * For the same tensors and metadata the file is, byte for byte, what the reference implementation writes, unless options ask for
  * something else. (Its metadata is in random order where there is more than one entry; here entries keep their order.)
@@ -1151,11 +1154,12 @@ typedef struct st_writer_options {
  *
  * With max_shard_bytes tensors are dealt to shards in the order in which they are added or declared, by the rule of huggingface_hub: one that
  * is larger than that has a shard of its own, and another shard is begun when a tensor would not fit. If there is one shard, it is the
- * file at path and there is no index. If there are several, path itself is not written to; for ".../model.safetensors" they are
+ * file at path and there is no index. If there are several, then for ".../model.safetensors" they are
  * ".../model-00001-of-0000N.safetensors" and so on, and ".../model.safetensors.index.json" is the index, as transformers
  * writes it, through which st_open opens them. (".safetensors" is added to the names if path does not end with it.) Each shard has all of
  * the metadata. At any moment, also after a crash, the index names complete shards of one checkpoint, the old or the new; if shards
- * have the names of old ones this needs a file system that has hard links (link(2)). Shards that the old index names, and that are not
+ * have the names of old ones this needs a file system that has hard links (link(2)). (A program that reads the index at that moment, and
+ * opens the shards a moment later, may find some of the one and some of the other.) A file at path itself stays. Shards that the old index names, and that are not
  * part of the new checkpoint, are removed in the end, and so is the old index itself when one file is the result. A shard has a
  * descriptor open until the end.
  *
@@ -1230,6 +1234,8 @@ st_status st_writer_declare(struct st_writer *writer,
  * Writes the next bytes of a tensor that was declared; data may be freed afterwards. Tensors may be written in any order and in turns,
  * each in pieces of any size. The first piece fixes where everything lies: from then on nothing can be added or declared. It also
  * makes all files in their full length, so that a full disk is found by then.
+ *
+ * Large pieces are faster: from 8 MiB on each is written by several threads.
  *
  * data: nbytes bytes; may be NULL if nbytes is 0. A piece of which the writing fails does not count: it may be given again.
  *

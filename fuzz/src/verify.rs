@@ -46,7 +46,9 @@ pub fn run(file: &[u8]) {
             let bad = (0..len).filter(|index| pointer(&handle, *index) != ST_OK).count() as u64;
             let (_, report) = verify(&plain, ST_CHECK_BLAKE3);
             assert_eq!(report.map_or(0, |report| report.bad_tensors), bad);
-            assert!((0..len).filter(|index| pointer(&handle, *index) == ST_ERR_CHECKSUM_MISMATCH).count() as u64 == bad);
+            assert!(
+                (0..len).filter(|index| pointer(&handle, *index) == ST_ERR_CHECKSUM_MISMATCH).count() as u64 == bad
+            );
         }
     }
 }

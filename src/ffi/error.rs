@@ -42,7 +42,7 @@ pub const ST_ERR_INTERNAL: st_status = 199;
 pub const ST_ERR_IO: st_status = 200;
 /// There was no memory for a directory or a copy.
 pub const ST_ERR_NO_MEMORY: st_status = 201;
-/// The path leads to a FIFO, a socket or a device, or that of a shard to a directory.
+/// The path leads to a FIFO, a socket or a device, or that of a shard, or of what is written, to a directory.
 pub const ST_ERR_NOT_A_FILE: st_status = 202;
 /// The file is shorter than its header says, or has become shorter since it was opened.
 pub const ST_ERR_TRUNCATED: st_status = 203;
@@ -51,11 +51,11 @@ pub const ST_ERR_FILE_CHANGED: st_status = 204;
 
 /// The file has fewer than 8 bytes.
 pub const ST_ERR_HEADER_TOO_SMALL: st_status = 300;
-/// The header claims more than 100,000,000 bytes.
+/// The header claims, or would have, more than 100,000,000 bytes.
 pub const ST_ERR_HEADER_TOO_LARGE: st_status = 301;
 /// The header claims more bytes than the file has: it was cut off, or is not a safetensors file.
 pub const ST_ERR_HEADER_LENGTH: st_status = 302;
-/// The header is not UTF-8.
+/// The header, or a text that should be written into one, is not UTF-8.
 pub const ST_ERR_HEADER_UTF8: st_status = 303;
 /// The header is not JSON, or nested too deeply.
 pub const ST_ERR_HEADER_JSON: st_status = 304;
@@ -77,11 +77,11 @@ pub const ST_ERR_OFFSETS_REVERSED: st_status = 311;
 pub const ST_ERR_OFFSETS_GAP: st_status = 312;
 /// Two tensors share bytes.
 pub const ST_ERR_OFFSETS_OVERLAP: st_status = 313;
-/// The size of a tensor does not fit 64 bits.
+/// The size of a tensor, or of a file that is written, does not fit 64 bits.
 pub const ST_ERR_TENSOR_OVERFLOW: st_status = 314;
 /// The elements of a tensor of 4 or 6 bits do not fill whole bytes.
 pub const ST_ERR_TENSOR_PARTIAL_BYTE: st_status = 315;
-/// A tensor's offsets span another size than its dtype and shape need.
+/// A tensor's offsets span, or a writer is given, another size than its dtype and shape need.
 pub const ST_ERR_TENSOR_SIZE: st_status = 316;
 /// The file is longer than its header says.
 pub const ST_ERR_TRAILING_BYTES: st_status = 317;

@@ -23,6 +23,18 @@
  *         }
  *         st_close(model);
  *
+ *     A writer makes a checkpoint, which appears all at once when it is finished.
+ *
+ *         st_writer *writer;
+ *         if (st_writer_open("model.safetensors", NULL, &writer, &err) != ST_OK)
+ *             return 1;
+ *         if (st_writer_add(writer, "bias", ST_DTYPE_F32, shape, 1, data, sizeof(data), &err) != ST_OK ||
+ *             st_writer_finish(writer, &err) != ST_OK) {
+ *             fprintf(stderr, "%s\n", err.message);
+ *             st_writer_abort(writer);
+ *             return 1;
+ *         }
+ *
  * RULES THAT HOLD FOR EVERY FUNCTION
  *
  *   Errors.    A function that can fail returns an st_status: ST_OK, which is 0, or one of ST_ERR_*. Its last argument, where it
@@ -30,7 +42,7 @@
  *              outputs are written only on success, except that a handle is set to NULL on failure. A function that gets NULL
  *              for a pointer that it needs returns ST_ERR_INVALID_ARGUMENT; one that returns no status returns 0 or NULL.
  *              Every function may return ST_ERR_INTERNAL, which is a bug of the library. Panics never cross this boundary.
- *   Ownership. Handles belong to the caller and are reference counted. Whatever a function points to through an output belongs to the
+ *   Ownership. Handles belong to the caller; those of checkpoints are reference counted. Whatever a function points to through an output belongs to the
  *              handle, must not be freed, and lives until the last reference is closed, unless said otherwise.
  *   Strings.   Strings in are NUL-terminated, or come with a length. Strings out are NUL-terminated UTF-8. (Paths are the bytes that
  *              were given.)
@@ -44,7 +56,7 @@
  *              another program truncates the file, touching the lost pages raises SIGBUS; if it overwrites the file, the bytes
  *              change. Open with ST_STORAGE_READ where files are not under your control. Nothing else in this library can
  *              raise a signal; st_tensor_read reports ST_ERR_TRUNCATED instead. (Replacing a file by rename is always safe.
- *              A buffer given to st_open_buffer is the caller's: if it is itself a mapping, the same holds for every access.)
+ *              Memory given to st_open_buffer or st_writer_add is the caller's: if it is itself a mapping, the same holds for every access.)
  *   Side effects. No output to stdout or stderr, no environment variables, no signal handlers, no global state, no callbacks. (Rust
  *              itself breaks this rule in two cases: a bug that ends as ST_ERR_INTERNAL prints a line to stderr first, and when
  *              there is no memory even for an error message, the process ends. Memory of a size that a file or a caller chooses

@@ -57,16 +57,7 @@ unsafe impl Options for st_writer_options {
 }
 
 /// Begins to write a checkpoint. Nothing appears under its path before st_writer_finish succeeds, and then all of it does: who opens the
-/// path finds the old file or the new one, never a part of either; so does the system after a crash. Who has the old file open keeps it.
-///
-///     st_writer *writer;
-///     if (st_writer_open("model.safetensors", NULL, &writer, &err) == ST_OK) {
-///         if (st_writer_add(writer, "bias", ST_DTYPE_F32, shape, 1, data, sizeof(data), &err) != ST_OK ||
-///             st_writer_finish(writer, &err) != ST_OK) {
-///             fprintf(stderr, "%s\n", err.message);
-///             st_writer_abort(writer);
-///         }
-///     }
+/// path finds the old file or the new one, never a part of either, also after a crash of the system. Who has the old file open keeps it.
 ///
 /// For the same tensors and metadata the file is, byte for byte, what the reference implementation writes, unless options ask for
 /// something else. (Its metadata is in random order where there is more than one entry; here entries keep their order.)
@@ -81,11 +72,12 @@ unsafe impl Options for st_writer_options {
 ///
 /// With max_shard_bytes tensors are dealt to shards in the order in which they are added or declared, by the rule of huggingface_hub: one that
 /// is larger than that has a shard of its own, and another shard is begun when a tensor would not fit. If there is one shard, it is the
-/// file at path and there is no index. If there are several, path itself is not written to; for ".../model.safetensors" they are
+/// file at path and there is no index. If there are several, then for ".../model.safetensors" they are
 /// ".../model-00001-of-0000N.safetensors" and so on, and ".../model.safetensors.index.json" is the index, as transformers
 /// writes it, through which st_open opens them. (".safetensors" is added to the names if path does not end with it.) Each shard has all of
 /// the metadata. At any moment, also after a crash, the index names complete shards of one checkpoint, the old or the new; if shards
-/// have the names of old ones this needs a file system that has hard links (link(2)). Shards that the old index names, and that are not
+/// have the names of old ones this needs a file system that has hard links (link(2)). (A program that reads the index at that moment, and
+/// opens the shards a moment later, may find some of the one and some of the other.) A file at path itself stays. Shards that the old index names, and that are not
 /// part of the new checkpoint, are removed in the end, and so is the old index itself when one file is the result. A shard has a
 /// descriptor open until the end.
 ///
@@ -203,6 +195,8 @@ pub unsafe extern "C" fn st_writer_declare(
 /// Writes the next bytes of a tensor that was declared; data may be freed afterwards. Tensors may be written in any order and in turns,
 /// each in pieces of any size. The first piece fixes where everything lies: from then on nothing can be added or declared. It also
 /// makes all files in their full length, so that a full disk is found by then.
+///
+/// Large pieces are faster: from 8 MiB on each is written by several threads.
 ///
 /// data: nbytes bytes; may be NULL if nbytes is 0. A piece of which the writing fails does not count: it may be given again.
 ///

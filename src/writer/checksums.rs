@@ -1,6 +1,6 @@
 //! Checksums in the metadata.
 
-use super::data::{Bounce, Data};
+use super::data::{Bounce, Bytes, Data};
 use super::entries::Metadata;
 use super::options::Checksums;
 use super::target::Target;

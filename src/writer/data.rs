@@ -32,10 +32,45 @@ impl Bounce {
     }
 }
 
-impl<'d> Data<'_, 'd> {
-    /// The bytes of `range`, which counts from the start of the file and lies in the data section. Where they lie together in memory
-    /// they are not copied, unless they must be aligned and are not.
-    pub(super) fn read<'s>(
+/// Bytes that belong into a file.
+pub(super) trait Bytes {
+    /// The bytes of `range`, which counts from the start of the file. Where they lie together in memory they are not copied, unless they
+    /// must be aligned and are not.
+    fn read<'s>(
+        &'s self,
+        range: Range<u64>,
+        must_be_aligned: bool,
+        bounce: &'s mut Bounce,
+    ) -> Result<&'s [u8], StorageError>;
+}
+
+/// A piece of a tensor, and where it begins in the file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece<'b> {
+    pub(super) bytes: &'b [u8],
+    pub(super) start: u64,
+}
+
+impl Bytes for Piece<'_> {
+    fn read<'s>(
+        &'s self,
+        range: Range<u64>,
+        must_be_aligned: bool,
+        bounce: &'s mut Bounce,
+    ) -> Result<&'s [u8], StorageError> {
+        let (start, stop) = (range.start.saturating_sub(self.start), range.end.saturating_sub(self.start));
+        let bytes = self.bytes.get(start as usize..stop as usize).unwrap_or_default();
+        if !must_be_aligned || bytes.as_ptr() as usize % DIRECT_ADDRESS == 0 {
+            return Ok(bytes);
+        }
+        let room = bounce.room(bytes.len() as u64)?;
+        room.copy_from_slice(bytes);
+        Ok(room)
+    }
+}
+
+impl Bytes for Data<'_, '_> {
+    fn read<'s>(
         &'s self,
         range: Range<u64>,
         must_be_aligned: bool,
@@ -72,7 +107,9 @@ impl<'d> Data<'_, 'd> {
         }
         Ok(room)
     }
+}
 
+impl<'d> Data<'_, 'd> {
     /// Where a range lies in one piece of somebody's memory, if it does.
     fn in_place(&self, range: &Range<u64>) -> Option<&'d [u8]> {
         let tensor = self.tensors_from(range.start).first()?;

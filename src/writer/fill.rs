@@ -1,12 +1,12 @@
-//! Writing the tensors that were added, several blocks at once.
+//! Writing large amounts, several blocks at once.
 //!
 //! Through the page cache a large file is held back to the speed at which the kernel lets pages be dirtied, which is a fraction of what the
 //! disk could do. So large amounts go around it, in aligned blocks, and only the ends of what lies together go through it.
 
-use super::data::{Bounce, Data};
+use super::data::{Bounce, Bytes, Data, Piece};
 use super::entries::Source;
 use crate::error::Error;
-use crate::storage::output::{Direct, DIRECT_ALIGNMENT};
+use crate::storage::output::{Direct, Temporary, DIRECT_ALIGNMENT};
 use crate::storage::StorageError;
 use crate::task::Task;
 use crate::workers::in_parallel;
@@ -20,6 +20,9 @@ const WORKERS: usize = 4;
 
 /// From this size on threads and writes around the page cache pay.
 pub(super) const LARGE: u64 = 32 << 20;
+
+/// The same for a piece that was streamed: after it there are likely to be more.
+const LARGE_PIECE: usize = 2 * BLOCK as usize;
 
 /// The ranges of a file that are filled from memory: tensors that were added and lie side by side are one.
 pub(super) fn runs(data: &Data<'_, '_>) -> Result<Vec<Range<u64>>, StorageError> {
@@ -37,13 +40,34 @@ pub(super) fn runs(data: &Data<'_, '_>) -> Result<Vec<Range<u64>>, StorageError>
 
 /// Writes these ranges. `is_large`: with threads, and around the page cache where that is possible.
 pub(super) fn fill(data: &Data<'_, '_>, runs: &[Range<u64>], is_large: bool, task: &Task) -> Result<(), Failed> {
-    let direct = if is_large { data.file.direct() } else { None };
-    let pieces = pieces(runs, direct.is_some())?;
+    write_ranges(data.file, data, runs, is_large, |piece| {
+        task.done(piece.end - piece.start, data.ends_in(piece)).map_err(Failed::Cancelled)
+    })
+}
+
+/// Writes what was streamed: a piece of a tensor, which goes to `start`.
+pub(super) fn stream(file: &Temporary, bytes: &[u8], start: u64) -> Result<(), StorageError> {
+    if bytes.len() < LARGE_PIECE {
+        return file.write_all_at(bytes, start);
+    }
+    let range = start..start.saturating_add(bytes.len() as u64);
+    write_ranges(file, &Piece { bytes, start }, std::slice::from_ref(&range), true, |_| Ok(()))
+}
+
+fn write_ranges<E: From<StorageError> + Send>(
+    file: &Temporary,
+    from: &(impl Bytes + Sync),
+    ranges: &[Range<u64>],
+    is_large: bool,
+    done: impl Fn(&Range<u64>) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let direct = if is_large { file.direct() } else { None };
+    let pieces = pieces(ranges, direct.is_some())?;
     let workers = if is_large { WORKERS } else { 1 };
     in_parallel(pieces.len(), workers, |bounce: &mut Bounce, number| match pieces.get(number) {
         Some(piece) => {
-            write(data, piece, direct.as_ref(), bounce)?;
-            task.done(piece.end - piece.start, data.ends_in(piece)).map_err(Failed::Cancelled)
+            write(file, from, piece, direct.as_ref(), bounce)?;
+            done(piece)
         }
         None => Ok(()),
     })?;
@@ -66,19 +90,20 @@ impl From<StorageError> for Failed {
 }
 
 fn write(
-    data: &Data<'_, '_>,
+    file: &Temporary,
+    from: &impl Bytes,
     piece: &Range<u64>,
     direct: Option<&Direct>,
     bounce: &mut Bounce,
 ) -> Result<(), StorageError> {
     let direct = direct.filter(|_| is_aligned(piece.start) && is_aligned(piece.end));
-    let bytes = data.read(piece.clone(), direct.is_some(), bounce)?;
+    let bytes = from.read(piece.clone(), direct.is_some(), bounce)?;
     if let Some(direct) = direct {
         if direct.write_all_at(bytes, piece.start)? {
             return Ok(());
         }
     }
-    data.file.write_all_at(bytes, piece.start)
+    file.write_all_at(bytes, piece.start)
 }
 
 /// Cuts ranges where blocks end, and for writes around the page cache also where alignment begins and ends.

@@ -7,7 +7,7 @@
 //! target     what the files are called, and their folder
 //! shard      a file while it is written
 //! data       its bytes, wherever they are
-//! fill       writing what was added, several blocks at once
+//! fill       writing large amounts, several blocks at once
 //! checksums  of what was written, for the metadata
 //! publish    from temporary files to a checkpoint
 //! ```
@@ -194,7 +194,7 @@ impl<'d> Writer<'d> {
         let shard = self.shards.get(number).and_then(|shard| shard.data(&self.entries, &self.layout.starts));
         let place = shard.and_then(|shard| Some((shard.file, shard.place(tensor)?.0.start)));
         let (file, start) = place.ok_or_else(|| self.error(WriterError::NoMemory))?;
-        file.write_all_at(data, start.saturating_add(written)).map_err(|source| Error::Storage {
+        fill::stream(file, data, start.saturating_add(written)).map_err(|source| Error::Storage {
             path: self.target.path.clone(),
             tensor: self.entries.get(tensor).map(|entry| excerpt(self.entries.name(entry))),
             source,
@@ -475,6 +475,9 @@ impl<'d> Writer<'d> {
         match publication.run(&self.target.folder, !self.options.no_sync) {
             Ok(()) => {
                 self.stage = Stage::Finished;
+                // No temporary name is left.
+                let files = self.shards.iter_mut().filter_map(|shard| shard.file.as_mut());
+                files.chain(&mut self.indices).for_each(Temporary::keep);
                 self.shards.clear();
                 self.indices.clear();
                 if self.options.max_shard_bytes > 0 {

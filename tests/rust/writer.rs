@@ -250,7 +250,10 @@ fn large(folder: &Path) {
     let owned: Vec<(Tensor, Vec<u8>)> = tensors.iter().map(|(tensor, data)| (tensor.clone(), data.to_vec())).collect();
     let expected = reference(&owned, &None);
     let path = folder.join("model.safetensors");
-    for streamed in [|_| false, |i| i == 4 || i == 7, |i| i % 2 == 1] {
+    type Streamed = fn(usize) -> bool;
+    let cases: [(Streamed, usize); 4] =
+        [(|_| false, 1), (|i| i == 4 || i == 7, MIB), (|i| i % 2 == 1, 3 * MIB + 7), (|_| true, 9 * MIB - 5)];
+    for (streamed, piece) in cases {
         let task = Arc::<Task>::default();
         let options = WriterOptions { task: Arc::clone(&task), ..WriterOptions::default() };
         let mut writer = Writer::create(&path, options).unwrap();
@@ -262,7 +265,7 @@ fn large(folder: &Path) {
         }
         for (i, (tensor, data)) in tensors.iter().enumerate().rev() {
             if streamed(i) {
-                data.chunks(3 * MIB + 7).for_each(|piece| writer.write(&tensor.name, piece).unwrap());
+                data.chunks(piece).for_each(|piece| writer.write(&tensor.name, piece).unwrap());
             }
         }
         writer.finish().unwrap();
@@ -536,4 +539,54 @@ fn sharded_checkpoints_replace_one_another() {
             assert_eq!(names(folder.path()).len(), len + 1, "{:?}", names(folder.path()));
         }
     }
+}
+
+#[test]
+fn writers_of_the_same_path_do_not_disturb_each_other() {
+    let folder = folder();
+    let path = folder.path().join("model.safetensors");
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            let path = &path;
+            scope.spawn(move || (0..8).for_each(|round| write_sharded(path, 3, thread * 8 + round)));
+        }
+    });
+    let index = folder.path().join("model.safetensors.index.json");
+    let shard = fs::read(folder.path().join(shard_name(0, 3))).unwrap();
+    assert_sharded(&index, 3, *shard.last().unwrap());
+    assert_eq!(names(folder.path()).len(), 4, "{:?}", names(folder.path()));
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            let path = &path;
+            scope.spawn(move || (0..8).for_each(|_| write_small(path, &[thread; 1000])));
+        }
+    });
+    let bytes = fs::read(&path).unwrap();
+    assert!(bytes.ends_with(&[*bytes.last().unwrap(); 1000]));
+    assert_eq!(names(folder.path()).len(), 5);
+}
+
+#[test]
+fn a_task_ends_finish_in_the_middle() {
+    let folder = folder();
+    let path = folder.path().join("a");
+    let memory = data(64 << 20);
+    let task = Arc::<Task>::default();
+    let mut writer = Writer::create(&path, WriterOptions { task: Arc::clone(&task), ..quick() }).unwrap();
+    for i in 0..16 {
+        writer.add(format!("t{i}"), Dtype::U8, &[memory.len() as u64], &memory).unwrap();
+    }
+    let canceller = std::thread::spawn(move || {
+        while task.progress().bytes_done == 0 {
+            std::thread::yield_now();
+        }
+        task.cancel();
+        task
+    });
+    let done = writer.finish();
+    assert!(matches!(done, Err(Error::Cancelled)));
+    let progress = canceller.join().unwrap().progress();
+    assert!(progress.bytes_done < progress.bytes_total && progress.bytes_total == 16 * memory.len() as u64);
+    drop(writer);
+    assert!(names(folder.path()).is_empty());
 }

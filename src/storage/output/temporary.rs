@@ -191,3 +191,77 @@ fn file_size_limit() -> u64 {
         _ => u64::MAX,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::output::remove_leftovers;
+    use crate::storage::Buffer;
+    use std::os::unix::ffi::OsStrExt;
+
+    fn folder(path: &std::path::Path) -> Arc<OutputFolder> {
+        Arc::new(OutputFolder::open(&CString::new(path.as_os_str().as_bytes()).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn a_temporary_goes_unless_it_is_kept() {
+        let path = tempfile::tempdir().unwrap();
+        let (folder, names) = (folder(path.path()), TemporaryNames::of(b"a"));
+        let mut file = Temporary::create(&folder, &names, true).unwrap();
+        let name = file.name().unwrap().to_owned();
+        let mode = || match folder.find(&name) {
+            Ok(Some(Existing::File { mode, .. })) => Some(mode),
+            _ => None,
+        };
+        assert_eq!(mode(), Some(0o600));
+        file.set_mode(0o640).unwrap();
+        assert_eq!(mode(), Some(0o640));
+        // Its lock keeps it.
+        remove_leftovers(&folder, &names, |_| false);
+        assert!(mode().is_some());
+        file.keep();
+        drop(file);
+        remove_leftovers(&folder, &names, |kept| kept == name.as_c_str());
+        assert!(mode().is_some());
+        remove_leftovers(&folder, &names, |_| false);
+        assert!(mode().is_none());
+        let file = Temporary::create(&folder, &names, false).unwrap();
+        let name = file.name().unwrap().to_owned();
+        drop(file);
+        assert_eq!(folder.find(&name).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let path = tempfile::tempdir().unwrap();
+        let file = Temporary::create(&folder(path.path()), &TemporaryNames::of(b"a"), false).unwrap();
+        file.allocate(5 << 20).unwrap();
+        assert_eq!(file.file.metadata().unwrap().len(), 5 << 20);
+        let bytes = vec![7; 3 << 20];
+        file.write_all_at(&bytes, 1 << 20).unwrap();
+        let mut read = vec![1; 5 << 20];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read[..1 << 20].iter().chain(&read[4 << 20..]).all(|byte| *byte == 0));
+        assert!(read[1 << 20..4 << 20] == bytes);
+        assert!(matches!(file.read_exact_at(&mut read, 1), Err(StorageError::Truncated { .. })));
+        assert!(file.allocate(u64::MAX).is_err() && file.write_all_at(b"1", u64::MAX).is_err());
+        file.sync().unwrap();
+    }
+
+    /// As a file system does that opens files for such writes, and then refuses them.
+    #[test]
+    fn a_refused_write_around_the_page_cache_closes_that_way() {
+        let path = tempfile::tempdir().unwrap();
+        let file = Temporary::create(&folder(path.path()), &TemporaryNames::of(b"a"), false).unwrap();
+        let Some(direct) = file.direct() else { return };
+        let mut block = Buffer::new(1 << 20).unwrap();
+        block.as_mut_slice().fill(7);
+        assert!(direct.write_all_at(block.as_mut_slice(), 0).unwrap());
+        if !direct.write_all_at(&block.as_mut_slice()[1..512], 1).unwrap() {
+            assert!(!direct.write_all_at(block.as_mut_slice(), 0).unwrap());
+        }
+        let mut read = vec![0; 1 << 20];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read.iter().all(|byte| *byte == 7));
+    }
+}
