@@ -10,3 +10,4 @@ pub mod open;
 pub mod reference;
 pub mod slice;
 pub mod verify;
+pub mod write;

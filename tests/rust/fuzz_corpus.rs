@@ -14,6 +14,8 @@ mod open;
 mod slice;
 #[path = "../../fuzz/src/verify.rs"]
 mod verify;
+#[path = "../../fuzz/src/write.rs"]
+mod write;
 
 use crate::mutation::mutate_bytes;
 use crate::random::Random;
@@ -71,4 +73,9 @@ fn open_holds_over_the_files_of_the_tests() {
 #[test]
 fn verify_holds_over_its_corpus() {
     replay("fuzz/corpus/verify", verify::run);
+}
+
+#[test]
+fn write_holds_over_its_corpus() {
+    replay("fuzz/corpus/write", write::run);
 }
