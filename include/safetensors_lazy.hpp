@@ -985,16 +985,18 @@ public:
         detail::check(st_writer_add(handle_, detail::c_string(c_name), dtype, shape.data(), shape.size(), data, nbytes, &err), err);
     }
 
-    // The same, of a vector, an array or a Span, with the dtype of their type (see Element). It must stay, too: so a temporary vector
-    // is none that this takes.
+    // The same, of a vector, an array or a Span, with the dtype of their type (see Element). They must stay, too; a temporary vector
+    // would not.
     template <class Elements, class T = detail::element_of<Elements>, class = std::enable_if_t<detail::stays<Elements>>>
     void add(std::string_view name, const Shape &shape, Elements &&elements) {
         static_assert(std::is_trivially_copyable_v<T>, "only the bytes of a trivial type mean something in a file");
         add(name, Element<T>::dtype, shape, std::data(elements), std::size(elements) * sizeof(T));
     }
+    template <class Elements, class = detail::element_of<Elements>, std::enable_if_t<!detail::stays<Elements>, int> = 0>
+    void add(std::string_view name, const Shape &shape, Elements &&elements) = delete;
 
-    // Adds a tensor of a checkpoint, or one like it under another name, without a copy where Tensor::data makes none. The writer holds
-    // a reference to the checkpoint.
+    // Adds a tensor of a checkpoint, or the same under another name: what Tensor::data points to. The writer holds a reference to the
+    // checkpoint, so that it may go, or be written over by this one. (Not to a buffer that it is in: that must stay.)
     void add(const Tensor &tensor) { add(tensor.name(), tensor); }
     void add(std::string_view name, const Tensor &tensor) {
         const void *data = tensor.data();

@@ -25,7 +25,10 @@ static const char *names_of(uint32_t checks, char names[64]) {
     static const struct {
         uint32_t check;
         const char *name;
-    } kinds[] = {{ST_CHECK_CRC, "CRC"}, {ST_CHECK_SHA256, "SHA-256"}, {ST_CHECK_BLAKE3, "BLAKE3"}, {ST_CHECK_FILE_SHA256, "SHA-256 of files"}};
+    } kinds[] = {{ST_CHECK_CRC, "CRC"},
+                 {ST_CHECK_SHA256, "SHA-256"},
+                 {ST_CHECK_BLAKE3, "BLAKE3"},
+                 {ST_CHECK_FILE_SHA256, "SHA-256 of files"}};
     names[0] = 0;
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
         if (checks & kinds[i].check)
