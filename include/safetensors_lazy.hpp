@@ -6,15 +6,23 @@
 //         std::cout << tensor.name() << ' ' << tensor.nbytes() << '\n';
 //     st::Span<const float> bias = model["lm_head.bias"].data<float>();
 //     std::vector<float> rows = model["lm_head.bias"].shard(0, rank, world).read<float>();
+//     model.verify().check();
+//
+//     st::Writer writer("copy.safetensors");
+//     writer.add("bias", {2, 3}, numbers);
+//     writer.add(model["lm_head.weight"]);
+//     writer.finish();
 //
 // Header only; no dependency but the C library. Failures are thrown as Error.
 //
 // LIFETIMES. A Checkpoint owns one reference to an open checkpoint. Tensors, slices, views, spans, pointers and string_views that come
 // from it are valid as long as any Checkpoint that shares it (see share) lives, and no longer; they are cheap to copy. A Pin owns a
 // reference too, and what comes from it is valid as long as the Pin. What would dangle at once, such as Checkpoint(path)[name],
-// does not compile.
+// does not compile. Bytes that are given to add of a Writer are read by finish: they must stay as they are until it has succeeded, or the
+// writer is gone. Tensors of a checkpoint do, for the writer takes a reference to it.
 //
-// THREADS. All const member functions may be called from any thread at the same time.
+// THREADS. All const member functions may be called from any thread at the same time; so may those of a Writer, except that nothing
+// may run at the same time as its finish or abort, or after them.
 
 #ifndef SAFETENSORS_LAZY_HPP
 #define SAFETENSORS_LAZY_HPP
@@ -118,12 +126,15 @@ private:
 //     template <> struct safetensors_lazy::Element<my::bf16> : safetensors_lazy::ElementOf<ST_DTYPE_BF16> {};
 //
 // There is none for bool: a file may hold bytes that are neither 0 nor 1. Read BOOL as std::uint8_t.
+//
+// If there are several, the first is what a Writer writes the type as.
 template <class T> struct Element {
     static_assert(sizeof(T) == 0, "no dtype is known for this type: specialise safetensors_lazy::Element, or use bits");
 };
 
-template <st_dtype... Dtypes> struct ElementOf {
-    static constexpr bool is(st_dtype dtype) noexcept { return ((dtype == Dtypes) || ...); }
+template <st_dtype First, st_dtype... Others> struct ElementOf {
+    static constexpr st_dtype dtype = First;
+    static constexpr bool is(st_dtype other) noexcept { return other == First || ((other == Others) || ...); }
 };
 
 template <> struct Element<float> : ElementOf<ST_DTYPE_F32> {};
@@ -360,6 +371,7 @@ private:
     friend class Tensors;
     friend class Slice;
     friend class Pin;
+    friend class Writer;
 
     Tensor() = default; // none: what a Pin has that was moved from
     Tensor(st_checkpoint *handle, std::size_t index) : handle_(handle), index_(index) {
@@ -618,11 +630,84 @@ private:
     std::size_t size_;
 };
 
+// A long call as other threads see it: how far it is, and a way to end it early. Give it to Checkpoint::verify or to a Writer, in their
+// options. Movable; what was moved from watches nothing, and cancels nothing.
+class Task {
+public:
+    Task() {
+        st_error err;
+        detail::check(st_task_new(&handle_, &err), err);
+    }
+
+    Task(const Task &) = delete;
+    Task &operator=(const Task &) = delete;
+    Task(Task &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+    Task &operator=(Task &&other) noexcept {
+        if (this != &other) {
+            st_task_free(handle_);
+            handle_ = std::exchange(other.handle_, nullptr);
+        }
+        return *this;
+    }
+    ~Task() { st_task_free(handle_); }
+
+    // How far the call is: before, while and after it runs. All zero before, and of what was moved from.
+    st_progress progress() const noexcept {
+        st_progress progress{};
+        st_task_progress(handle_, &progress);
+        return progress;
+    }
+
+    // Lets the call throw ST_ERR_CANCELLED soon, and each later call with this task too.
+    void cancel() const noexcept { st_task_cancel(handle_); }
+
+    // The C handle: still owned by this object.
+    st_task *get() const noexcept { return handle_; }
+
+private:
+    st_task *handle_ = nullptr;
+};
+
 // How to open a checkpoint.
 struct OpenOptions {
     int32_t storage = ST_STORAGE_AUTO; // one of ST_STORAGE_*
     uint32_t flags = 0;                // ST_OPEN_*, or'ed
     uint64_t budget = 0;               // the most bytes of tensors to hold in memory; 0 for no limit
+    int32_t verify = ST_VERIFY_NONE;   // one of ST_VERIFY_*
+};
+
+// What to verify of a checkpoint, and how.
+struct VerifyOptions {
+    uint32_t checks = 0;  // ST_CHECK_*, or'ed: kinds that every shard must have; 0: whatever each has, at least one
+    uint32_t flags = 0;   // ST_VERIFY_AROUND_CACHE, or 0
+    uint32_t workers = 0; // the most threads; 0 leaves the number to the library
+    std::vector<const char *> sha256; // of each shard's file: 64 hexadecimal digits; NULL for those that are not known
+    const Task *task = nullptr;       // watches verify, and cancels it
+};
+
+// What Checkpoint::verify found. It has to be looked at: damage is no exception before check makes it one.
+class [[nodiscard]] Verified {
+public:
+    // Whether everything that was verified is as it should be.
+    explicit operator bool() const noexcept { return status_ == ST_OK; }
+
+    // Throws ST_ERR_CHECKSUM_MISMATCH if something is not.
+    void check() const { detail::check(status_, err_); }
+
+    // Names the first tensor, or file, that is damaged; "" if there is none.
+    std::string_view message() const &noexcept { return status_ == ST_OK ? "" : err_.message; }
+    std::string_view message() const && = delete;
+
+    // In numbers: what was verified, and what of it is damaged.
+    const st_verify_report &report() const &noexcept { return report_; }
+    st_verify_report report() const &&noexcept { return report_; }
+
+private:
+    friend class Checkpoint;
+    Verified() = default;
+    st_status status_ = ST_OK;
+    st_verify_report report_{};
+    st_error err_{};
 };
 
 // An open checkpoint. Movable; share gives a second owner.
@@ -775,6 +860,23 @@ public:
     // What is in memory of all tensors: st_residency.
     st_residency_info residency() const { return detail::residency(handle_, ST_ALL); }
 
+    // Reads all tensors and compares them with the checksums that the checkpoint has, and with those of the options: st_verify. That
+    // they do not match is told by the result; everything else is thrown, such as ST_ERR_CHECKSUM_MISSING.
+    Verified verify(const VerifyOptions &options = {}) const {
+        st_verify_options c_options = ST_VERIFY_OPTIONS_INIT;
+        c_options.checks = options.checks;
+        c_options.flags = options.flags;
+        c_options.workers = options.workers;
+        c_options.sha256 = options.sha256.data();
+        c_options.sha256_len = options.sha256.size();
+        c_options.task = options.task ? options.task->get() : nullptr;
+        Verified verified;
+        verified.status_ = st_verify(handle_, &c_options, &verified.report_, &verified.err_);
+        if (verified.status_ != ST_ERR_CHECKSUM_MISMATCH)
+            verified.check();
+        return verified;
+    }
+
     // The C handle: still owned by this object.
     st_checkpoint *get() const noexcept { return handle_; }
 
@@ -786,6 +888,7 @@ private:
         c_options.storage = options.storage;
         c_options.flags = options.flags;
         c_options.budget = options.budget;
+        c_options.verify = options.verify;
         return c_options;
     }
 
@@ -797,6 +900,162 @@ private:
     static std::size_t index_of(std::size_t index) noexcept { return index; }
 
     st_checkpoint *handle_ = nullptr;
+};
+
+// Elements per dimension, as a Writer is told them: {2, 3}, {} for a scalar, a vector, or the shape of a tensor.
+class Shape {
+public:
+    Shape(std::initializer_list<std::uint64_t> lengths) : lengths_(lengths) {}
+    Shape(std::vector<std::uint64_t> lengths) noexcept : lengths_(std::move(lengths)) {}
+    Shape(Span<const std::uint64_t> lengths) : lengths_(lengths.begin(), lengths.end()) {}
+
+    const std::uint64_t *data() const noexcept { return lengths_.data(); }
+    std::size_t size() const noexcept { return lengths_.size(); }
+
+private:
+    std::vector<std::uint64_t> lengths_;
+};
+
+namespace detail {
+
+// The type of the elements of what has them next to each other: an array, a vector, a Span. Of anything else it is none.
+template <class Elements>
+using element_of = std::remove_cv_t<std::remove_pointer_t<decltype(std::data(std::declval<std::remove_reference_t<Elements> &>()))>>;
+
+// Whether elements stay when the object goes through which an argument of type Elements&& reaches them: it is no temporary, or a view.
+template <class Elements> inline constexpr bool stays = std::is_lvalue_reference_v<Elements>;
+template <class T> inline constexpr bool stays<Span<T>> = true;
+template <class T> inline constexpr bool stays<const Span<T>> = true;
+#ifdef __cpp_lib_ranges
+template <class Elements>
+    requires std::ranges::borrowed_range<Elements>
+inline constexpr bool stays<Elements> = true;
+#endif
+
+} // namespace detail
+
+// How to write a checkpoint.
+struct WriterOptions {
+    uint32_t flags = 0;           // ST_WRITE_*, or'ed
+    uint32_t alignment = 0;       // of the first tensor in the file: a power of two from 8 to 65536; 0 is 8
+    uint64_t max_shard_bytes = 0; // 0: one file; otherwise the most bytes of tensors in a shard
+    const Task *task = nullptr;   // watches finish, and cancels it; the writer holds a reference of its own
+};
+
+// A checkpoint that is being written: st_writer_open. Nothing is seen of it before finish succeeds; if the writer goes without that, what
+// was at the path stays. Movable; what was moved from, or has finished, is empty, and all it can do is to go.
+class Writer {
+public:
+    explicit Writer(const std::string &path, const WriterOptions &options = {}) {
+        st_writer_options c_options = ST_WRITER_OPTIONS_INIT;
+        c_options.flags = options.flags;
+        c_options.alignment = options.alignment;
+        c_options.max_shard_bytes = options.max_shard_bytes;
+        c_options.task = options.task ? options.task->get() : nullptr;
+        st_error err;
+        detail::check(st_writer_open(detail::c_string(path), &c_options, &handle_, &err), err);
+    }
+
+    Writer(const Writer &) = delete;
+    Writer &operator=(const Writer &) = delete;
+    Writer(Writer &&other) noexcept
+        : handle_(std::exchange(other.handle_, nullptr)), sources_(std::exchange(other.sources_, {})) {}
+    Writer &operator=(Writer &&other) noexcept {
+        if (this != &other) {
+            abort();
+            handle_ = std::exchange(other.handle_, nullptr);
+            sources_ = std::exchange(other.sources_, {});
+        }
+        return *this;
+    }
+    ~Writer() { abort(); }
+
+    // Adds an entry to the metadata: st_writer_metadata.
+    void metadata(std::string_view key, std::string_view value) {
+        const std::string c_key(key), c_value(value);
+        st_error err;
+        detail::check(st_writer_metadata(handle_, detail::c_string(c_key), detail::c_string(c_value), &err), err);
+    }
+
+    // Adds a tensor whose bytes are all in memory: st_writer_add. They must stay there unchanged until finish has succeeded or the
+    // writer is gone.
+    void add(std::string_view name, st_dtype dtype, const Shape &shape, const void *data, std::size_t nbytes) {
+        const std::string c_name(name);
+        st_error err;
+        detail::check(st_writer_add(handle_, detail::c_string(c_name), dtype, shape.data(), shape.size(), data, nbytes, &err), err);
+    }
+
+    // The same, of a vector, an array or a Span, with the dtype of their type (see Element). They must stay, too; a temporary vector
+    // would not.
+    template <class Elements, class T = detail::element_of<Elements>, class = std::enable_if_t<detail::stays<Elements>>>
+    void add(std::string_view name, const Shape &shape, Elements &&elements) {
+        static_assert(std::is_trivially_copyable_v<T>, "only the bytes of a trivial type mean something in a file");
+        add(name, Element<T>::dtype, shape, std::data(elements), std::size(elements) * sizeof(T));
+    }
+    template <class Elements, class = detail::element_of<Elements>, std::enable_if_t<!detail::stays<Elements>, int> = 0>
+    void add(std::string_view name, const Shape &shape, Elements &&elements) = delete;
+
+    // Adds a tensor of a checkpoint, or the same under another name: what Tensor::data points to. The writer holds a reference to the
+    // checkpoint, so that it may go, or be written over by this one. (Not to a buffer that it is in: that must stay.)
+    void add(const Tensor &tensor) { add(tensor.name(), tensor); }
+    void add(std::string_view name, const Tensor &tensor) {
+        const void *data = tensor.data();
+        hold(tensor.handle_);
+        add(name, tensor.dtype(), tensor.shape(), data, tensor.nbytes());
+    }
+
+    // Announces a tensor whose bytes write will bring: st_writer_declare.
+    void declare(std::string_view name, st_dtype dtype, const Shape &shape) {
+        const std::string c_name(name);
+        st_error err;
+        detail::check(st_writer_declare(handle_, detail::c_string(c_name), dtype, shape.data(), shape.size(), &err), err);
+    }
+
+    // Writes the next bytes of a tensor that was declared: st_writer_write. They may go afterwards; nothing can be added or declared any
+    // more.
+    void write(std::string_view name, const void *data, std::size_t nbytes) {
+        const std::string c_name(name);
+        st_error err;
+        detail::check(st_writer_write(handle_, detail::c_string(c_name), data, nbytes, &err), err);
+    }
+
+    // The same, of a vector, an array or a Span. It is their bytes that are written, whatever dtype was declared.
+    template <class Elements, class T = detail::element_of<Elements>> void write(std::string_view name, const Elements &elements) {
+        static_assert(std::is_trivially_copyable_v<T>, "only the bytes of a trivial type mean something in a file");
+        write(name, std::data(elements), std::size(elements) * sizeof(T));
+    }
+
+    // Writes what is left and puts the checkpoint in its place: st_writer_finish. Then the writer is empty. If this throws it is not,
+    // and this may be called again when the cause is mended.
+    void finish() {
+        st_error err;
+        detail::check(st_writer_finish(handle_, &err), err);
+        handle_ = nullptr;
+        abort();
+    }
+
+    // Gives up, now rather than when the writer goes. What was at the path stays.
+    void abort() noexcept {
+        st_writer_abort(std::exchange(handle_, nullptr)); // before the bytes go that it may still point to
+        for (st_checkpoint *source : std::exchange(sources_, {}))
+            st_close(source);
+    }
+
+    // The C handle: still owned by this object.
+    st_writer *get() const noexcept { return handle_; }
+
+private:
+    // Takes a reference to a checkpoint, unless there is one.
+    void hold(st_checkpoint *source) {
+        for (const st_checkpoint *held : sources_)
+            if (held == source)
+                return;
+        sources_.push_back(source);
+        st_retain(source);
+    }
+
+    st_writer *handle_ = nullptr;
+    std::vector<st_checkpoint *> sources_;
 };
 
 } // namespace safetensors_lazy

@@ -1,4 +1,4 @@
-"""Opens .safetensors checkpoints and gives their tensors as numpy arrays, without copying them.
+"""Opens .safetensors checkpoints and gives their tensors as numpy arrays, without copying them; verifies and writes them.
 
     with Checkpoint("model.safetensors") as model:
         weight = model["lm_head.weight"]  # a read-only array in the file's mapping
@@ -6,6 +6,11 @@
         other = torch.from_dlpack(model.tensor("lm_head.weight"))
 
 Arrays stay valid when the checkpoint is closed: the file is unmapped when the last of them is gone.
+
+    model.verify()  # raises if the bytes are not those that the file has checksums of
+    with Writer("copy.safetensors", blake3=True) as writer:  # nothing is seen of the file before the end of the block
+        writer.metadata("format", "pt")
+        writer.add("lm_head.weight", weight)
 """
 
 import collections.abc
@@ -28,6 +33,10 @@ ST_ERR_NOT_FOUND = 101
 ST_ERR_UNSUPPORTED = 106
 ST_ERR_IO = 200
 ST_MAX_RANK = 64
+# What opening verifies, and which kinds of checksums there are.
+_VERIFY = {"none": 0, "structure": 1, "first_use": 2, "full": 3}
+_CHECKS = {"crc": 1, "sha256": 2, "blake3": 4, "file_sha256": 8}
+ST_WRITE_INSERTION_ORDER, ST_WRITE_NO_SYNC, ST_WRITE_CRC, ST_WRITE_SHA256, ST_WRITE_BLAKE3 = 1, 2, 4, 8, 16
 
 
 class _Error(ctypes.Structure):
@@ -64,6 +73,60 @@ class _View(ctypes.Structure):
     ]
 
 
+class _Options(ctypes.Structure):
+    """Structs that begin with their size; zero is the default of each field."""
+
+    def __init__(self, **fields):
+        super().__init__(struct_size=ctypes.sizeof(self), **fields)
+
+
+class _OpenOptions(_Options):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("storage", c_int32),
+        ("flags", c_uint32),
+        ("budget", c_uint64),
+        ("verify", c_int32),
+        ("reserved", c_uint32),
+    ]
+
+
+class _VerifyOptions(_Options):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("checks", c_uint32),
+        ("flags", c_uint32),
+        ("workers", c_uint32),
+        ("reserved", c_uint32),
+        ("sha256", POINTER(c_char_p)),
+        ("sha256_len", c_size_t),
+        ("task", c_void_p),
+    ]
+
+
+class _VerifyReport(ctypes.Structure):
+    _fields_ = [
+        ("bytes", c_uint64),
+        ("tensors", c_uint64),
+        ("bad_tensors", c_uint64),
+        ("first_bad_tensor", c_size_t),
+        ("bad_shards", c_uint64),
+        ("first_bad_shard", c_size_t),
+        ("checks", c_uint32),
+        ("bad_checks", c_uint32),
+    ]
+
+
+class _WriterOptions(_Options):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint32),
+        ("alignment", c_uint32),
+        ("max_shard_bytes", c_uint64),
+        ("task", c_void_p),
+    ]
+
+
 _lib = ctypes.CDLL(os.environ.get("SAFETENSORS_LAZY_LIB", "libsafetensors_lazy.so.1"))
 
 
@@ -77,7 +140,8 @@ def _function(name, result, *arguments):
 _status_name = _function("st_status_name", c_char_p, c_int32)
 _dtype_name = _function("st_dtype_name", c_char_p, c_int32)
 _dtype_bits = _function("st_dtype_bits", c_uint32, c_int32)
-_open = _function("st_open", c_int32, c_char_p, c_void_p, POINTER(c_void_p), POINTER(_Error))
+_dtype_from_name = _function("st_dtype_from_name", c_int32, c_char_p, POINTER(c_int32))
+_open = _function("st_open", c_int32, c_char_p, POINTER(_OpenOptions), POINTER(c_void_p), POINTER(_Error))
 _close = _function("st_close", None, c_void_p)
 _len = _function("st_len", c_size_t, c_void_p)
 _keys = _function("st_keys", POINTER(c_char_p), c_void_p, POINTER(c_size_t))
@@ -89,6 +153,21 @@ _tensor_dlpack = _function("st_tensor_dlpack", c_int32, *_slice, POINTER(c_void_
 _tensor_dlpack_unversioned = _function(
     "st_tensor_dlpack_unversioned", c_int32, *_slice, POINTER(c_void_p), POINTER(_Error)
 )
+
+
+_verify = _function(
+    "st_verify", c_int32, c_void_p, POINTER(_VerifyOptions), POINTER(_VerifyReport), POINTER(_Error)
+)
+_writer_open = _function(
+    "st_writer_open", c_int32, c_char_p, POINTER(_WriterOptions), POINTER(c_void_p), POINTER(_Error)
+)
+_writer_metadata = _function("st_writer_metadata", c_int32, c_void_p, c_char_p, c_char_p, POINTER(_Error))
+_described = (c_char_p, c_int32, POINTER(c_uint64), c_size_t)
+_writer_add = _function("st_writer_add", c_int32, c_void_p, *_described, c_void_p, c_size_t, POINTER(_Error))
+_writer_declare = _function("st_writer_declare", c_int32, c_void_p, *_described, POINTER(_Error))
+_writer_write = _function("st_writer_write", c_int32, c_void_p, c_char_p, c_void_p, c_size_t, POINTER(_Error))
+_writer_finish = _function("st_writer_finish", c_int32, c_void_p, POINTER(_Error))
+_writer_abort = _function("st_writer_abort", None, c_void_p)
 
 
 class SafetensorsError(Exception):
@@ -141,15 +220,26 @@ class _Handle:
         close(self._as_parameter_)
 
 
-class Checkpoint(collections.abc.Mapping):
-    """An open checkpoint: a mapping from names to numpy arrays, in the order of the file's header."""
+def _c_string(encoded):
+    if b"\0" in encoded:
+        raise ValueError("embedded null byte")
+    return encoded
 
-    def __init__(self, path):
-        path = os.fsencode(path)
-        if b"\0" in path:
-            raise ValueError("embedded null byte")
+
+# What verify found: bytes that were read, tensors that were verified, and by which kinds of checksums.
+Verified = collections.namedtuple("Verified", "bytes tensors checks")
+
+
+class Checkpoint(collections.abc.Mapping):
+    """An open checkpoint: a mapping from names to numpy arrays, in the order of the file's header.
+
+    verify: "none", "structure" (the headers), "first_use" (each tensor when it is first asked for), or "full" (everything now).
+    """
+
+    def __init__(self, path, verify="none"):
+        options = _OpenOptions(verify=_VERIFY[verify])
         pointer, error = c_void_p(), _Error()
-        _check(_open(path, None, byref(pointer), byref(error)), error)
+        _check(_open(_c_string(os.fsencode(path)), byref(options), byref(pointer), byref(error)), error)
         self._handle = _Handle(pointer)
 
     def close(self):
@@ -199,6 +289,20 @@ class Checkpoint(collections.abc.Mapping):
         _check(_tensor_info(handle, index, byref(info), byref(error)), error)
         ranges = tuple((0, info.shape[i]) for i in range(info.rank))
         return Tensor(handle, index, name, info.dtype, ranges)
+
+    def verify(self, checks=(), sha256=()):
+        """Reads everything and compares it with its checksums. If it is damaged, raises a SafetensorsError whose name is
+        ST_ERR_CHECKSUM_MISMATCH and whose message names the first tensor or file.
+
+        checks: kinds that every file must have: "crc", "sha256", "blake3". Without them, whatever it has, which must be something.
+        sha256: of each file, in hexadecimal; None for those that are not known.
+        """
+        handle, report, error = self._open_handle(), _VerifyReport(), _Error()
+        digests = (c_char_p * len(sha256))(*(digest and _c_string(digest.encode()) for digest in sha256))
+        kinds = sum(_CHECKS[kind] for kind in set(checks))
+        options = _VerifyOptions(checks=kinds, sha256=digests, sha256_len=len(digests))
+        _check(_verify(handle, byref(options), byref(report), byref(error)), error)
+        return Verified(report.bytes, report.tensors, {kind for kind, bit in _CHECKS.items() if report.checks & bit})
 
 
 # Tensors of other types are arrays of unsigned integers of their size, which hold their bits.
@@ -300,6 +404,111 @@ class Tensor:
 
     def __del__(self):
         self._capsule = None  # here, where Python has put any exception aside
+
+
+_DTYPES = {code: name for name, code in _NUMPY.items()}
+_DTYPES_OF_ML_DTYPES = {code: name for name, code in _ML_DTYPES.items()}
+
+
+class Writer:
+    """Writes a checkpoint. It takes its place all at once when the block ends; what was there before stays if the block raises.
+
+    crc, sha256, blake3: checksums to write for verify. alignment: of the first tensor in the file, in bytes.
+    insertion_order: keep the order of the tensors. max_shard_bytes: write shards and an index. sync: wait for the disk.
+    """
+
+    def __init__(
+        self,
+        path,
+        crc=False,
+        sha256=False,
+        blake3=False,
+        alignment=0,
+        insertion_order=False,
+        max_shard_bytes=0,
+        sync=True,
+    ):
+        flags = (
+            insertion_order * ST_WRITE_INSERTION_ORDER
+            | (not sync) * ST_WRITE_NO_SYNC
+            | crc * ST_WRITE_CRC
+            | sha256 * ST_WRITE_SHA256
+            | blake3 * ST_WRITE_BLAKE3
+        )
+        self._handle = None
+        self._arrays = []  # the library reads them in finish
+        options = _WriterOptions(flags=flags, alignment=alignment, max_shard_bytes=max_shard_bytes)
+        pointer, error = c_void_p(), _Error()
+        _check(_writer_open(_c_string(os.fsencode(path)), byref(options), byref(pointer), byref(error)), error)
+        self._handle = pointer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            if kind is None and self._handle is not None:
+                self.finish()
+        finally:
+            self.abort()
+
+    def __del__(self):
+        self.abort()
+
+    def _call(self, function, *arguments):
+        if self._handle is None:
+            raise ValueError("the writer is closed")
+        error = _Error()
+        _check(function(self._handle, *arguments, byref(error)), error)
+
+    def metadata(self, key, value):
+        """Adds an entry to the metadata."""
+        self._call(_writer_metadata, _c_string(key.encode()), _c_string(value.encode()))
+
+    def add(self, name, array, dtype=None):
+        """Adds a tensor: anything that numpy takes for an array. An array in C order is not copied, and must not change before the
+        end. dtype: as the file spells it, where numpy has no type for it: "BF16" for an array of 16-bit integers.
+        """
+        array = numpy.asarray(array)
+        if dtype is None:
+            code = array.dtype.newbyteorder("<").str
+            dtype = _DTYPES_OF_ML_DTYPES.get(array.dtype.name) or _DTYPES.get(code)
+            if dtype is None:
+                raise TypeError(f"there is no dtype for {array.dtype}")
+            if array.dtype.byteorder == ">":
+                array = array.astype(code)
+        array = array if array.flags.c_contiguous else array.copy(order="C")
+        self._call(_writer_add, *self._describe(name, dtype, array.shape), array.ctypes.data, array.nbytes)
+        self._arrays.append(array)
+
+    def declare(self, name, dtype, shape):
+        """Announces a tensor that write will bring."""
+        self._call(_writer_declare, *self._describe(name, dtype, shape))
+
+    def write(self, name, data):
+        """Writes the next bytes of a tensor that was declared: bytes, or an array. Nothing can be added any more."""
+        data = numpy.frombuffer(data, "u1") if not isinstance(data, numpy.ndarray) else numpy.ascontiguousarray(data)
+        self._call(_writer_write, _c_string(name.encode()), data.ctypes.data, data.nbytes)
+
+    def finish(self):
+        """Puts the checkpoint in its place. If this raises, it may be called again when the cause is mended."""
+        self._call(_writer_finish)
+        self._handle = None
+        self._arrays.clear()
+
+    def abort(self, abort=_writer_abort):  # bound here, for __del__
+        """Gives up: what was at the path stays."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            abort(handle)
+        self._arrays.clear()
+
+    @staticmethod
+    def _describe(name, dtype, shape):
+        number = c_int32()
+        if _dtype_from_name(_c_string(dtype.encode()), byref(number)) != ST_OK:
+            raise TypeError(f"there is no dtype {dtype!r}")
+        return _c_string(name.encode()), number, (c_uint64 * len(shape))(*shape), len(shape)
 
 
 # DLPack: https://dmlc.github.io/dlpack/latest/python_spec.html

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import hashlib
 import json
 import os
 import struct
@@ -12,7 +13,7 @@ import unittest
 import numpy
 
 import safetensors_lazy
-from safetensors_lazy import Checkpoint, SafetensorsError
+from safetensors_lazy import Checkpoint, SafetensorsError, Writer
 
 DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "U8": "u1", "BOOL": "?"}
 NAMES = {numpy.dtype(code): name for name, code in DTYPES.items()}
@@ -236,6 +237,179 @@ class DLPack(Test):
         with Checkpoint(self.path) as model, self.assertRaises(BufferError) as caught:
             model.tensor("f8").__dlpack__()
         self.assertEqual(caught.exception.name, "ST_ERR_UNSUPPORTED")
+
+
+class Verifying(Test):
+    def write_with_checksums(self, **options):
+        with Writer(self.path, **options) as writer:
+            writer.add("first", numpy.arange(6, dtype="f4"))
+            writer.add("second", numpy.arange(6, dtype="u1"))
+
+    def damage(self):
+        with open(self.path, "r+b") as file:
+            file.seek(-1, os.SEEK_END)  # in "second"
+            file.write(b"\x77")
+
+    def test_good(self):
+        self.write_with_checksums(crc=True, sha256=True, blake3=True)
+        with Checkpoint(self.path) as model:
+            verified = model.verify()
+            self.assertEqual(verified.tensors, 2)
+            self.assertEqual(verified.checks, {"crc", "sha256", "blake3"})
+            self.assertEqual(model.verify(checks=["crc"]).checks, {"crc"})
+            with open(self.path, "rb") as file:
+                digest = hashlib.sha256(file.read()).hexdigest()
+            self.assertIn("file_sha256", model.verify(sha256=[digest]).checks)
+            self.assertNotIn("file_sha256", model.verify(sha256=[None]).checks)
+            self.assertRaises(KeyError, model.verify, ["md5"])
+            for digests in [digest, digest], ["no digest"]:
+                with self.assertRaises(SafetensorsError) as caught:
+                    model.verify(sha256=digests)
+                self.assertEqual(caught.exception.name, "ST_ERR_INVALID_ARGUMENT")
+        self.assertRaises(ValueError, model.verify)
+
+    def test_damaged(self):
+        self.write_with_checksums(blake3=True)
+        self.damage()
+        for use in (
+            lambda: Checkpoint(self.path).verify(),
+            lambda: Checkpoint(self.path).verify(sha256=["0" * 64]),
+            lambda: Checkpoint(self.path, verify="full"),
+            lambda: Checkpoint(self.path, verify="first_use")["second"],
+        ):
+            with self.assertRaises(SafetensorsError) as caught:
+                use()
+            self.assertEqual(caught.exception.name, "ST_ERR_CHECKSUM_MISMATCH")
+            self.assertIn("second", str(caught.exception))
+        self.assertEqual(Checkpoint(self.path, verify="first_use")["first"].tolist(), [0, 1, 2, 3, 4, 5])
+        self.assertEqual(len(Checkpoint(self.path, verify="structure")), 2)
+        self.assertRaises(KeyError, Checkpoint, self.path, verify="everything")
+
+    def test_nothing_to_verify(self):
+        self.write_sample()
+        for use in lambda: Checkpoint(self.path).verify(), lambda: Checkpoint(self.path, verify="full"):
+            with self.assertRaises(SafetensorsError) as caught:
+                use()
+            self.assertEqual(caught.exception.name, "ST_ERR_CHECKSUM_MISSING")
+
+
+class Writing(Test):
+    def test_all_dtypes(self):
+        arrays = {name: numpy.arange(6).reshape(2, 3).astype(code) for name, code in DTYPES.items()}
+        arrays["scalar"] = numpy.array(0.5)
+        arrays["empty"] = numpy.zeros((0, 7), "f2")
+        arrays["transposed"] = numpy.arange(6, dtype="i4").reshape(2, 3).T
+        arrays["größe"] = numpy.arange(6, dtype=">f4")
+        with Writer(self.path) as writer:
+            for name, array in arrays.items():
+                writer.add(name, array)
+            writer.add("list", [1.0, 2.0])
+            self.assertFalse(os.path.exists(self.path))
+        written = read_with_struct_and_json(self.path)
+        self.assertEqual(written.pop("list").tolist(), [1, 2])
+        self.assertEqual(written.keys(), arrays.keys())
+        for name, array in arrays.items():
+            self.assertEqual(written[name].dtype, array.dtype.newbyteorder("<"))
+            self.assertEqual(written[name].shape, array.shape)
+            self.assertTrue(numpy.array_equal(written[name], array), name)
+
+    def test_small_floats(self):
+        with Writer(self.path) as writer:
+            writer.add("bits", numpy.array([0x3F80, 0x4000], "u2"), dtype="BF16")
+            if safetensors_lazy.ml_dtypes is not None:
+                writer.add("bf16", numpy.array([1, 2], safetensors_lazy.ml_dtypes.bfloat16))
+                writer.add("f8", numpy.array([1], safetensors_lazy.ml_dtypes.float8_e4m3fn))
+            self.assertRaises(TypeError, writer.add, "none", numpy.array(["text"]))
+            self.assertRaises(TypeError, writer.add, "none", numpy.zeros(2), dtype="F31")
+        with Checkpoint(self.path) as model:
+            self.assertEqual(model.tensor("bits").dtype, "BF16")
+            self.assertEqual(model["bits"].view("u2").tolist(), [0x3F80, 0x4000])
+            if safetensors_lazy.ml_dtypes is not None:
+                self.assertEqual(model["bf16"].astype("f4").tolist(), [1, 2])
+                self.assertEqual(model.tensor("f8").dtype, "F8_E4M3")
+
+    def test_pieces(self):
+        with Writer(self.path, insertion_order=True, alignment=4096) as writer:
+            writer.metadata("format", "pt")
+            writer.declare("b", "I16", (2, 2))
+            writer.declare("a", "F32", ())
+            writer.write("b", b"\1\0\2")
+            writer.write("a", numpy.array(0.5, "f4"))
+            writer.write("b", memoryview(b"\0\3\0\4\0"))
+            with self.assertRaises(SafetensorsError) as caught:
+                writer.write("b", b"1")
+            self.assertEqual(caught.exception.name, "ST_ERR_TENSOR_SIZE")
+        written = read_with_struct_and_json(self.path)
+        self.assertEqual(written["b"].tolist(), [[1, 2], [3, 4]])
+        self.assertEqual(list(written), ["b", "a"])
+        self.assertEqual(os.path.getsize(self.path), 4096 + 12)
+
+    def test_shards(self):
+        with Writer(self.path, max_shard_bytes=24, sync=False) as writer:
+            for name in "abc":
+                writer.add(name, numpy.arange(6, dtype="f4"))
+        with Checkpoint(os.path.dirname(self.path)) as model:
+            self.assertEqual(list(model), ["a", "b", "c"])
+        self.assertEqual(len(os.listdir(os.path.dirname(self.path))), 4)
+
+    def test_arrays_are_kept(self):
+        expected = numpy.arange(1 << 18)
+        with Writer(self.path) as writer:
+            for name in "abcdef":
+                writer.add(name, expected.copy())
+            gc.collect()
+        for array in read_with_struct_and_json(self.path).values():
+            self.assertTrue(numpy.array_equal(array, expected))
+
+    def test_what_was_there_stays(self):
+        self.write_sample()
+        with self.assertRaises(ZeroDivisionError), Writer(self.path) as writer:
+            writer.add("a", numpy.zeros(3))
+            1 / 0
+        with self.assertRaises(SafetensorsError) as caught, Writer(self.path) as writer:
+            writer.declare("a", "U8", [3])
+        self.assertEqual(caught.exception.name, "ST_ERR_INCOMPLETE")
+        writer = Writer(self.path)
+        del writer
+        with Checkpoint(self.path) as model:
+            self.assertEqual(len(model), 5)
+        self.assertEqual(os.listdir(os.path.dirname(self.path)), ["model.safetensors"])
+
+    def test_finish_and_abort(self):
+        with Writer(self.path) as writer:
+            writer.declare("a", "U8", [3])
+            self.assertRaises(SafetensorsError, writer.finish)
+            writer.write("a", b"abc")
+            writer.finish()
+            self.assertEqual(len(Checkpoint(self.path)), 1)
+            for use in writer.finish, lambda: writer.add("b", numpy.zeros(3)), lambda: writer.metadata("a", "b"):
+                self.assertRaises(ValueError, use)
+            writer.abort()
+        with Writer(self.path) as writer:
+            writer.abort()
+        self.assertEqual(len(Checkpoint(self.path)), 1)
+
+    def test_refusals(self):
+        self.assertRaises(FileNotFoundError, Writer, os.path.join(self.path, "missing", "file"))
+        self.assertRaises(ValueError, Writer, "a\0b")
+        with Writer(self.path) as writer:
+            writer.add("a", numpy.zeros(3))
+            for name, status in ("a", "ST_ERR_DUPLICATE_NAME"), ("__metadata__", "ST_ERR_RESERVED_NAME"):
+                with self.assertRaises(SafetensorsError) as caught:
+                    writer.add(name, numpy.zeros(3))
+                self.assertEqual(caught.exception.name, status)
+            self.assertRaises(ValueError, writer.add, "a\0b", numpy.zeros(3))
+            self.assertRaises(KeyError, writer.write, "absent", b"")
+
+    @unittest.skipUnless("MODEL" in os.environ, "MODEL is not set")
+    def test_copy_of_a_model(self):
+        with Checkpoint(os.environ["MODEL"]) as model, Writer(self.path, blake3=True, sync=False) as writer:
+            for name, array in model.items():
+                writer.add(name, array)
+        with Checkpoint(self.path) as copy:
+            copy.verify(checks=["blake3"])
+            expected = read_with_struct_and_json(os.environ["MODEL"])
+            self.assert_same(copy, {name: expected[name] for name in copy})
 
 
 class Errors(Test):

@@ -22,6 +22,22 @@ void VIEWS(const st::Tensor &tensor) {
     const st::Pin pin = tensor.pin();
     CHECK(pin.view(rows.ranges()).data() == rows.view().data());
     THROWS(ST_ERR_UNSUPPORTED, "weight", pin.data<double>());
+
+    st::WriterOptions options;
+    options.flags = ST_WRITE_BLAKE3 | ST_WRITE_NO_SYNC;
+    st::Task task;
+    options.task = &task;
+    st::Writer writer(fixture_path("written.safetensors"), options);
+    writer.metadata("key", "value");
+    writer.add(tensor);
+    writer.add("rows", rows.shape(), rows.view().data<float>());
+    writer.finish();
+    const st::Checkpoint written(fixture_path("written.safetensors"));
+    const st::Verified verified = written.verify();
+    CHECK(verified && verified.message().empty() && verified.report().tensors == 2 && task.progress().items_done == 2);
+    st::VerifyOptions missing;
+    missing.checks = ST_CHECK_CRC;
+    THROWS(ST_ERR_CHECKSUM_MISSING, "", written.verify(missing));
 }
 
 #if _GLIBCXX_USE_CXX11_ABI

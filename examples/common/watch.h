@@ -1,0 +1,34 @@
+/*
+ * For programs that make long calls: shows how far a task is, in one line on stderr if that is a terminal, and lets Ctrl-C cancel it.
+ *
+ * One thread does both: it waits for the signal, and draws whenever 100 ms have passed without one.
+ */
+#ifndef WATCH_H
+#define WATCH_H
+
+#include <safetensors_lazy.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct watch watch;
+
+/*
+ * Begins to watch; what is the word before the bar, and has to live as long. Nothing else in the program may handle SIGINT and SIGTERM
+ * meanwhile: the first cancels the task, the second ends the program. NULL if there is no memory or no thread: then nobody watches.
+ * Call it before other threads begin, and one at a time.
+ */
+watch *watch_begin(st_task *task, const char *what);
+
+/* Whether the task has been cancelled by a signal. */
+int watch_interrupted(const watch *watch);
+
+/* Ends it, and wipes the line. NULL is fine. */
+void watch_end(watch *watch);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
