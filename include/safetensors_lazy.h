@@ -1105,11 +1105,23 @@ st_status st_verify(st_checkpoint *checkpoint,
  * damaged, and the old one gone.
  */
 #define ST_WRITE_NO_SYNC 2
-/** Write a CRC of the file into its metadata, as "crc_num". */
+
+/**
+ * Write MindSpore's CRC into the metadata, as "crc_num": see ST_CHECK_CRC. Of a scalar of an integer type that is not negative MindSpore
+ * sums as many zeros as its value, and so does this, for MindSpore accepts nothing else. (MindSpore cannot sum BF16 at all.)
+ */
 #define ST_WRITE_CRC 4
-/** Write a SHA-256 of the data of all tensors into the metadata, as "modelspec.hash_sha256". */
+
+/**
+ * Write the SHA-256 of everything after the header into the metadata, as "modelspec.hash_sha256": see ST_CHECK_SHA256. It cannot be
+ * computed by several threads, so it is the slowest.
+ */
 #define ST_WRITE_SHA256 8
-/** Write BLAKE3s of the header and of each tensor into the metadata, as "safetensors_lazy.blake3". */
+
+/**
+ * Write BLAKE3 digests of the header and of each tensor into the metadata, as "safetensors_lazy.blake3": see ST_CHECK_BLAKE3. What
+ * ST_VERIFY_FIRST_USE needs. 65 bytes of header for each tensor.
+ */
 #define ST_WRITE_BLAKE3 16
 
 /**
@@ -1261,7 +1273,8 @@ st_status st_writer_write(struct st_writer *writer,
  * Before that the cause may be mended, by writing missing bytes or making room on the disk, and this function be called again:
  * nothing that was written is lost.
  *
- * The progress of the task counts the bytes of tensors that were added, and all tensors. Memory of up to 16 MiB is used besides.
+ * The progress of the task counts the bytes of tensors that were added, which are written, those of all tensors again if checksums are
+ * asked for, which are read, and all tensors. Memory of up to 16 MiB is used besides.
  *
  * ST_ERR_INCOMPLETE: a tensor that was declared lacks bytes; the message names it and says how many.
  * ST_ERR_CANCELLED: the task was cancelled. As this lasts, all that is left is st_writer_abort.

@@ -131,7 +131,8 @@ fn call(
 fn described(input: &mut Input) -> (Dtype, Vec<u64>, Option<usize>) {
     let dtype = Dtype::ALL[usize::from(input.byte()) % Dtype::ALL.len()];
     let shape: Vec<u64> = (0..input.byte() % 4).map(|_| input.number()).collect();
-    let bits = shape.iter().try_fold(u64::from(dtype.bits()), |bits, dim| bits.checked_mul(*dim));
+    let elements = shape.iter().try_fold(1u64, |elements, dim| elements.checked_mul(*dim));
+    let bits = elements.and_then(|elements| elements.checked_mul(dtype.bits().into()));
     (dtype, shape, bits.filter(|bits| bits % 8 == 0).map(|bits| (bits / 8) as usize))
 }
 
