@@ -44,16 +44,9 @@ static pid_t start_child(const char *path, const fixture_generation two[2]) {
         fixture_put(path, &two[n % 2]);
 }
 
-/* Without waiting for the disk: that is for the child to do. */
-static void put_quickly(const char *path, const fixture_generation *generation) {
-    fixture_generation quick = *generation;
-    quick.flags |= ST_WRITE_NO_SYNC;
-    fixture_put(path, &quick);
-}
-
 static void kill_again_and_again(const char *path, const fixture_generation two[2], int n) {
-    put_quickly(path, &two[1]);
-    put_quickly(path, &two[0]);
+    fixture_put_quickly(path, &two[1]);
+    fixture_put_quickly(path, &two[0]);
     const uint64_t started = microseconds();
     fixture_put(path, &two[1]);
     fixture_put(path, &two[0]);
@@ -69,8 +62,8 @@ static void kill_again_and_again(const char *path, const fixture_generation two[
         found[fixture_found(path, two, 2) - two]++;
         /* Shards that had their names, but not yet their index, are those of a checkpoint with as many. */
         if (two[0].shards != two[1].shards)
-            put_quickly(path, &two[1]);
-        put_quickly(path, &two[0]);
+            fixture_put_quickly(path, &two[1]);
+        fixture_put_quickly(path, &two[0]);
         CHECK(fixture_found(path, two, 2) == &two[0]);
         fixture_only(path, &two[0]);
     }
@@ -117,7 +110,7 @@ static void kill_while_shards_and_a_file_replace_each_other(void) {
     const fixture_generation one = {1, 4, SMALL, 1, 0, 0}, other = {2, 4, SMALL, 2, 0, 0};
     const char *path = fixture_model_in("both");
     const fixture_generation two[2] = {one, other};
-    put_quickly(path, &one);
+    fixture_put_quickly(path, &one);
     for (int i = 0; i < rounds(20); i++) {
         const pid_t child = start_child(path, two);
         const uint64_t pause = random_below(30000);
@@ -125,8 +118,8 @@ static void kill_while_shards_and_a_file_replace_each_other(void) {
         CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
         fixture_found(path, two, 2);
     }
-    put_quickly(path, &other);
-    put_quickly(path, &one);
+    fixture_put_quickly(path, &other);
+    fixture_put_quickly(path, &one);
     CHECK(fixture_found(path, two, 2) == &two[0]);
     fixture_only(path, &one);
 }

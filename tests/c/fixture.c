@@ -302,6 +302,12 @@ void fixture_put(const char *path, const fixture_generation *generation) {
     OK(fixture_go_on(&writing, &err));
 }
 
+void fixture_put_quickly(const char *path, const fixture_generation *generation) {
+    fixture_generation quick = *generation;
+    quick.flags |= ST_WRITE_NO_SYNC;
+    fixture_put(path, &quick);
+}
+
 /* Calls a function for the name of each file of a generation; and gives how many there are. */
 static size_t each_file(const char *path, const fixture_generation *generation, void (*call)(const char *, void *), void *with) {
     static const char end[] = ".safetensors";
@@ -368,12 +374,25 @@ static void expect_file(const char *path, void *files) {
     CHECK(expected->names[expected->len++]);
 }
 
+/* The folder of a path, as long as no other is asked for. */
+static const char *folder_of(const char *path) {
+    static char of[512];
+    CHECK(snprintf(of, sizeof(of), "%.*s", (int)(strrchr(path, '/') - path), path) < (int)sizeof(of));
+    return of;
+}
+
+void fixture_empty(const char *path) {
+    DIR *dir = opendir(folder_of(path));
+    CHECK(dir);
+    for (const struct dirent *entry; (entry = readdir(dir));)
+        CHECK(entry->d_type == DT_DIR || unlinkat(dirfd(dir), entry->d_name, 0) == 0);
+    closedir(dir);
+}
+
 void fixture_only(const char *path, const fixture_generation *generation) {
     expected_files expected = {{NULL}, 0};
     each_file(path, generation, expect_file, &expected);
-    char folder_path[512];
-    CHECK(snprintf(folder_path, sizeof(folder_path), "%.*s", (int)(strrchr(path, '/') - path), path) < (int)sizeof(folder_path));
-    DIR *dir = opendir(folder_path);
+    DIR *dir = opendir(folder_of(path));
     CHECK(dir);
     size_t found = 0, others = 0;
     for (const struct dirent *entry; (entry = readdir(dir));) {
@@ -403,8 +422,7 @@ static void compare_file(const char *path, void *with) {
     comparison *compared = with;
     const char *name = strrchr(path, '/');
     char other[512];
-    CHECK(snprintf(other, sizeof(other), "%.*s%s", (int)(strrchr(compared->other, '/') - compared->other), compared->other,
-                   name) < (int)sizeof(other));
+    CHECK(snprintf(other, sizeof(other), "%s%s", folder_of(compared->other), name) < (int)sizeof(other));
     size_t len, other_len;
     unsigned char *bytes = fixture_slurp(path, &len), *other_bytes = fixture_slurp(other, &other_len);
     compared->same = compared->same && len == other_len && memcmp(bytes, other_bytes, len) == 0;

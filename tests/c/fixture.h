@@ -109,8 +109,14 @@ st_status fixture_go_on(fixture_writing *writing, st_error *error);
 /* Writes it, which must succeed. */
 void fixture_put(const char *path, const fixture_generation *generation);
 
+/* The same without waiting for the disk. */
+void fixture_put_quickly(const char *path, const fixture_generation *generation);
+
 /* Which of these generations is found, through the index if there is one; all of it must be there. */
 const fixture_generation *fixture_found(const char *path, const fixture_generation *generations, size_t len);
+
+/* Removes all files in the folder of path. */
+void fixture_empty(const char *path);
 
 /* The folder of path holds the files of this generation, and no others. */
 void fixture_only(const char *path, const fixture_generation *generation);
