@@ -238,7 +238,7 @@ static void verify_finds_a_flipped_bit(void) {
             continue;
         const char *path = write_damaged("flipped.safetensors", SUMS, part);
         for (size_t s = 0; s < LEN(fixture_storages); s++)
-            for (uint32_t checks = 0; checks <= ALL_CHECKS; checks++) {
+            for (uint32_t checks = 0; checks <= ALL_CHECKS; checks += test_is_instrumented() ? ALL_CHECKS : 1) {
                 st_checkpoint *checkpoint;
                 OK(open_as(path, fixture_storages[s], 0, ST_VERIFY_NONE, &checkpoint));
                 st_verify_options options = ST_VERIFY_OPTIONS_INIT;
@@ -621,7 +621,7 @@ static void first_use_in_each_way(void) {
         const char *path = write_damaged("used.safetensors", ST_WRITE_BLAKE3, bad);
         for (size_t s = 0; s < LEN(fixture_storages); s++)
             for (uint32_t flags = 0; flags <= ST_OPEN_COPY_ON_WRITE; flags++)
-                for (int first = 0; first < WAYS; first++) {
+                for (int first = 0; first < WAYS; first += test_is_instrumented() ? 3 : 1) {
                     st_checkpoint *checkpoint;
                     OK(open_as(path, fixture_storages[s], flags, ST_VERIFY_FIRST_USE, &checkpoint));
                     /* In each way, beginning with another, and again. */
@@ -806,7 +806,7 @@ static void a_file_that_is_replaced(void) {
 
 enum { SPARSE_TENSORS = 64 };
 
-/* A large file of zeros that takes no room on the disk, with a sum that is wrong, or none that could be right. */
+/* A large file of zeros that takes no room on the disk, with a sum that is wrong. */
 static const char *write_sparse(uint64_t each) {
     char *header;
     size_t len;
