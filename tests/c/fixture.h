@@ -77,8 +77,8 @@ const char *fixture_write_sharded(const char *folder, int with_index);
 const char *fixture_path_in(const char *folder, const char *name);
 
 /*
- * A generation of a checkpoint, for tests that replace one by another: its number is in its metadata and goes into all of its bytes. Its
- * tensors, "t0" and so on, have nbytes bytes each.
+ * A generation of a checkpoint, for tests that replace one by another: its number is in its metadata and goes into all of its
+ * bytes. Its tensors, "t0" and so on, have nbytes bytes each.
  */
 typedef struct fixture_generation {
     unsigned number;
@@ -91,7 +91,7 @@ typedef struct fixture_generation {
 /* Where byte 0 of a tensor of a generation lies among those of fixture_byte. */
 size_t fixture_shift(const fixture_generation *generation, size_t tensor);
 
-/* len bytes of fixture_byte, from any i below 251 on; they live until the program ends. Not to be made longer by several threads. */
+/* len bytes of fixture_byte, from any i below 251 on, that live until the program ends. Several threads may not ask for more at once. */
 const unsigned char *fixture_run(size_t i, size_t len);
 
 /* A generation while it is written. */

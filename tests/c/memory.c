@@ -259,7 +259,7 @@ static void allocations_fail_while_writing_and_verifying(void) {
 #ifdef ST_TEST_KNOWN_BUGS
     enum { SHARD_COUNT = 60 };
 #else
-    /* So few that lists of shards, and of the steps that replace them, are small: if there is no memory for these the process ends. */
+    /* So few that lists of shards, and of the steps that replace them, are small: without memory for these the process ends. */
     enum { SHARD_COUNT = 3 };
 #endif
     static const fixture_generation generations[] = {
