@@ -132,10 +132,7 @@ static void signals_stay_with_the_program(void) {
 static void no_threads_are_left(void) {
     size_t before = test_entries("/proc/self/task");
     use_the_library(sample());
-    /* The system lists a thread that has ended for a moment longer. */
-    for (int i = 0; i < 1000 && test_entries("/proc/self/task") != before; i++)
-        usleep(10000);
-    CHECK(test_entries("/proc/self/task") == before);
+    test_threads_end(before);
 }
 
 static void no_descriptors_are_left(void) {

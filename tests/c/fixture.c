@@ -3,7 +3,9 @@
 #include "fixture.h"
 #include "test.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -229,4 +231,232 @@ st_checkpoint *fixture_open(const fixture *fixture, int32_t storage, uint32_t fl
     st_checkpoint *checkpoint;
     OK(st_open_buffer(bytes, len, &options, &checkpoint, &err));
     return checkpoint;
+}
+
+size_t fixture_shift(const fixture_generation *generation, size_t tensor) {
+    return (generation->number * 97 + tensor * 7) % PERIOD;
+}
+
+const unsigned char *fixture_run(size_t i, size_t len) {
+    static const unsigned char *run;
+    static size_t run_len;
+    if (!run || run_len < i + len) {
+        fixture_path("");
+        CHECK(buffers.len < LEN(buffers.bytes));
+        run_len = i + len + PERIOD;
+        unsigned char *longer = malloc(run_len);
+        CHECK(longer);
+        fill(longer, 0, run_len);
+        /* The shorter one may be in use. */
+        buffers.bytes[buffers.len++] = longer;
+        run = longer;
+    }
+    return run + i;
+}
+
+static const char tensor_name[] = "t%zu";
+
+st_status fixture_go_on(fixture_writing *writing, st_error *error) {
+    const fixture_generation *generation = writing->generation;
+    const uint64_t shape[] = {generation->nbytes};
+    const size_t nbytes = generation->nbytes, half = nbytes / 2;
+    st_status status = ST_OK;
+    char name[32];
+    if (!writing->writer) {
+        st_writer_options options = ST_WRITER_OPTIONS_INIT;
+        options.flags = generation->flags;
+        options.max_shard_bytes = generation->shards ? nbytes * (generation->tensors / generation->shards) : 0;
+        options.task = writing->task;
+        status = st_writer_open(writing->path, &options, &writing->writer, error);
+    }
+    if (status == ST_OK && !writing->has_metadata) {
+        snprintf(name, sizeof(name), "%u", generation->number);
+        status = st_writer_metadata(writing->writer, "generation", name, error);
+        writing->has_metadata = status == ST_OK;
+    }
+    for (size_t i; status == ST_OK && (i = writing->added) < generation->tensors; writing->added += status == ST_OK) {
+        const unsigned char *data = fixture_run(fixture_shift(generation, i), nbytes);
+        snprintf(name, sizeof(name), tensor_name, i);
+        status = generation->streamed
+                     ? st_writer_declare(writing->writer, name, ST_DTYPE_U8, shape, 1, error)
+                     : st_writer_add(writing->writer, name, ST_DTYPE_U8, shape, 1, data, nbytes, error);
+    }
+    const size_t pieces = generation->streamed ? 2 * generation->tensors : 0;
+    for (; status == ST_OK && writing->pieces < pieces; writing->pieces += status == ST_OK) {
+        const size_t i = writing->pieces % generation->tensors;
+        const unsigned char *data = fixture_run(fixture_shift(generation, i), nbytes);
+        const bool first = writing->pieces < generation->tensors;
+        snprintf(name, sizeof(name), tensor_name, i);
+        status = st_writer_write(writing->writer, name, first ? data : data + half, first ? half : nbytes - half, error);
+    }
+    if (status == ST_OK) {
+        status = st_writer_finish(writing->writer, error);
+        if (status == ST_OK)
+            writing->writer = NULL;
+    }
+    return status;
+}
+
+void fixture_put(const char *path, const fixture_generation *generation) {
+    fixture_writing writing = {generation, path, NULL, NULL, 0, 0, 0};
+    OK(fixture_go_on(&writing, &err));
+}
+
+void fixture_put_quickly(const char *path, const fixture_generation *generation) {
+    fixture_generation quick = *generation;
+    quick.flags |= ST_WRITE_NO_SYNC;
+    fixture_put(path, &quick);
+}
+
+/* Calls a function for the name of each file of a generation; and gives how many there are. */
+static size_t each_file(const char *path, const fixture_generation *generation, void (*call)(const char *, void *), void *with) {
+    static const char end[] = ".safetensors";
+    char name[512];
+    const size_t len = strlen(path), stem = len - (sizeof(end) - 1);
+    CHECK(len > sizeof(end) && strcmp(path + stem, end) == 0);
+    if (generation->shards <= 1) {
+        call(path, with);
+        return 1;
+    }
+    for (size_t i = 1; i <= generation->shards; i++) {
+        CHECK(snprintf(name, sizeof(name), "%.*s-%05zu-of-%05zu%s", (int)stem, path, i, generation->shards, end) <
+              (int)sizeof(name));
+        call(name, with);
+    }
+    CHECK(snprintf(name, sizeof(name), "%s.index.json", path) < (int)sizeof(name));
+    call(name, with);
+    return generation->shards + 1;
+}
+
+static const char *index_of(const char *path) {
+    static char index[512];
+    CHECK(snprintf(index, sizeof(index), "%s.index.json", path) < (int)sizeof(index));
+    return access(index, F_OK) == 0 ? index : NULL;
+}
+
+const fixture_generation *fixture_found(const char *path, const fixture_generation *generations, size_t len) {
+    const char *index = index_of(path);
+    st_checkpoint *checkpoint = fixture_open_path(index ? index : path, ST_STORAGE_AUTO, 0);
+    const char *number = st_metadata_get(checkpoint, "generation");
+    CHECK(number);
+    const fixture_generation *found = NULL;
+    for (size_t i = 0; i < len; i++)
+        if (strtoul(number, NULL, 10) == generations[i].number)
+            found = &generations[i];
+    CHECK(found);
+    st_info info;
+    CHECK(st_checkpoint_info(checkpoint, &info) == ST_OK && info.metadata_conflicts == 0);
+    CHECK(st_len(checkpoint) == found->tensors && st_shard_len(checkpoint) == (found->shards ? found->shards : 1));
+    for (size_t i = 0; i < found->tensors; i++) {
+        char name[32];
+        size_t tensor, nbytes;
+        const void *data;
+        snprintf(name, sizeof(name), tensor_name, i);
+        CHECK(st_find(checkpoint, name, &tensor) == ST_OK);
+        OK(st_tensor_ptr(checkpoint, tensor, &data, &nbytes, &err));
+        CHECK(nbytes == found->nbytes && fixture_is(data, fixture_shift(found, i), nbytes));
+    }
+    if (found->flags & (ST_WRITE_CRC | ST_WRITE_SHA256 | ST_WRITE_BLAKE3))
+        OK(st_verify(checkpoint, NULL, NULL, &err));
+    st_close(checkpoint);
+    return found;
+}
+
+typedef struct expected_files {
+    const char *names[64];
+    size_t len;
+} expected_files;
+
+static void expect_file(const char *path, void *files) {
+    expected_files *expected = files;
+    CHECK(expected->len < LEN(expected->names));
+    expected->names[expected->len] = strdup(strrchr(path, '/') + 1);
+    CHECK(expected->names[expected->len++]);
+}
+
+/* The folder of a path, as long as no other is asked for. */
+static const char *folder_of(const char *path) {
+    static char of[512];
+    CHECK(snprintf(of, sizeof(of), "%.*s", (int)(strrchr(path, '/') - path), path) < (int)sizeof(of));
+    return of;
+}
+
+void fixture_empty(const char *path) {
+    DIR *dir = opendir(folder_of(path));
+    CHECK(dir);
+    for (const struct dirent *entry; (entry = readdir(dir));)
+        CHECK(entry->d_type == DT_DIR || unlinkat(dirfd(dir), entry->d_name, 0) == 0);
+    closedir(dir);
+}
+
+void fixture_only(const char *path, const fixture_generation *generation) {
+    expected_files expected = {{NULL}, 0};
+    each_file(path, generation, expect_file, &expected);
+    DIR *dir = opendir(folder_of(path));
+    CHECK(dir);
+    size_t found = 0, others = 0;
+    for (const struct dirent *entry; (entry = readdir(dir));) {
+        bool is_expected = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
+        for (size_t i = 0; i < expected.len; i++)
+            if (strcmp(entry->d_name, expected.names[i]) == 0) {
+                is_expected = true;
+                found++;
+            }
+        if (!is_expected) {
+            fprintf(stderr, "litter: %s\n", entry->d_name);
+            others++;
+        }
+    }
+    closedir(dir);
+    CHECK(others == 0 && found == expected.len);
+    for (size_t i = 0; i < expected.len; i++)
+        free((char *)expected.names[i]);
+}
+
+typedef struct comparison {
+    const char *other;
+    int same;
+} comparison;
+
+static void compare_file(const char *path, void *with) {
+    comparison *compared = with;
+    const char *name = strrchr(path, '/');
+    char other[512];
+    CHECK(snprintf(other, sizeof(other), "%s%s", folder_of(compared->other), name) < (int)sizeof(other));
+    size_t len, other_len;
+    unsigned char *bytes = fixture_slurp(path, &len), *other_bytes = fixture_slurp(other, &other_len);
+    compared->same = compared->same && len == other_len && memcmp(bytes, other_bytes, len) == 0;
+    free(bytes);
+    free(other_bytes);
+}
+
+int fixture_same(const char *path, const char *other, const fixture_generation *generation) {
+    comparison compared = {other, 1};
+    each_file(path, generation, compare_file, &compared);
+    return compared.same;
+}
+
+unsigned char *fixture_slurp(const char *path, size_t *len) {
+    FILE *file = fopen(path, "rb");
+    CHECK(file && fseek(file, 0, SEEK_END) == 0);
+    const long end = ftell(file);
+    CHECK(end >= 0 && fseek(file, 0, SEEK_SET) == 0);
+    unsigned char *bytes = malloc((size_t)end + 1);
+    CHECK(bytes && fread(bytes, 1, (size_t)end, file) == (size_t)end);
+    fclose(file);
+    *len = (size_t)end;
+    return bytes;
+}
+
+void fixture_flip(const char *path, uint64_t offset) {
+    unsigned char byte;
+    const int fd = open(path, O_RDWR | O_CLOEXEC);
+    CHECK(fd >= 0 && pread(fd, &byte, 1, (off_t)offset) == 1);
+    byte ^= 1;
+    CHECK(pwrite(fd, &byte, 1, (off_t)offset) == 1 && close(fd) == 0);
+}
+
+const char *fixture_model_in(const char *name) {
+    CHECK(mkdir(fixture_path(name), 0755) == 0 || errno == EEXIST);
+    return fixture_path_in(name, "model.safetensors");
 }

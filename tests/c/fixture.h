@@ -76,6 +76,63 @@ const char *fixture_write_sharded(const char *folder, int with_index);
 /* As fixture_path, for a file in a folder in the temporary one. */
 const char *fixture_path_in(const char *folder, const char *name);
 
+/*
+ * A generation of a checkpoint, for tests that replace one by another: its number is in its metadata and goes into all of its
+ * bytes. Its tensors, "t0" and so on, have nbytes bytes each.
+ */
+typedef struct fixture_generation {
+    unsigned number;
+    size_t tensors, nbytes;
+    size_t shards;  /* which have as many tensors each; 0: one file, and no max_shard_bytes */
+    uint32_t flags; /* ST_WRITE_* */
+    int streamed;   /* declared, and written in turns, in two pieces each */
+} fixture_generation;
+
+/* Where byte 0 of a tensor of a generation lies among those of fixture_byte. */
+size_t fixture_shift(const fixture_generation *generation, size_t tensor);
+
+/* len bytes of fixture_byte, from any i below 251 on, that live until the program ends. Several threads may not ask for more at once. */
+const unsigned char *fixture_run(size_t i, size_t len);
+
+/* A generation while it is written. */
+typedef struct fixture_writing {
+    const fixture_generation *generation;
+    const char *path;
+    st_task *task; /* NULL: none */
+    st_writer *writer;
+    size_t has_metadata, added, pieces;
+} fixture_writing;
+
+/* Writes it, from where an earlier call failed on. After a failure a writer that is not NULL is to be aborted in the end. */
+st_status fixture_go_on(fixture_writing *writing, st_error *error);
+
+/* Writes it, which must succeed. */
+void fixture_put(const char *path, const fixture_generation *generation);
+
+/* The same without waiting for the disk. */
+void fixture_put_quickly(const char *path, const fixture_generation *generation);
+
+/* Which of these generations is found, through the index if there is one; all of it must be there. */
+const fixture_generation *fixture_found(const char *path, const fixture_generation *generations, size_t len);
+
+/* Removes all files in the folder of path. */
+void fixture_empty(const char *path);
+
+/* The folder of path holds the files of this generation, and no others. */
+void fixture_only(const char *path, const fixture_generation *generation);
+
+/* Whether the files of a generation are the same, byte for byte, in two places. */
+int fixture_same(const char *path, const char *other, const fixture_generation *generation);
+
+/* All bytes of a file, to be freed. */
+unsigned char *fixture_slurp(const char *path, size_t *len);
+
+/* Flips the lowest bit of a byte of a file. */
+void fixture_flip(const char *path, uint64_t offset);
+
+/* Makes a folder in the temporary one, and gives the path of "model.safetensors" there. */
+const char *fixture_model_in(const char *folder);
+
 /* The four storages. */
 extern const int32_t fixture_storages[4];
 

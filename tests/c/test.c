@@ -163,3 +163,9 @@ size_t test_entries(const char *folder) {
     closedir(dir);
     return n;
 }
+
+void test_threads_end(size_t before) {
+    for (int i = 0; i < 1000 && test_entries("/proc/self/task") != before; i++)
+        usleep(10000);
+    CHECK(test_entries("/proc/self/task") == before);
+}

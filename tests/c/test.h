@@ -64,6 +64,9 @@ bool test_is_instrumented(void);
 /* The number of entries of a folder, such as /proc/self/fd. */
 size_t test_entries(const char *folder);
 
+/* Waits until there are as many threads as before: the system lists one that has ended for a moment longer. */
+void test_threads_end(size_t before);
+
 /* What ctest set for this name; NULL if nothing. */
 const char *test_setting(const char *name);
 
