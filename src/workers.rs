@@ -3,7 +3,7 @@
 use crate::thread::{self, without_signals};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -35,24 +35,44 @@ pub(crate) fn in_parallel<S: Default, T: Send, E: Send>(
     workers: usize,
     task: impl Fn(&mut S, usize) -> Result<T, E> + Sync,
 ) -> Result<Vec<T>, E> {
+    let outcomes = Mutex::new(Vec::new());
+    for_each(len as u64, workers, |own: &mut S, number| {
+        let outcome = task(own, number as usize)?;
+        outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
+        Ok(())
+    })?;
+    let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcomes.sort_unstable_by_key(|(number, _)| *number);
+    Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
+}
+
+/// As [`in_parallel`], of tasks without outcomes: in memory that does not grow with their number.
+pub(crate) fn for_each<S: Default, E: Send>(
+    len: u64,
+    workers: usize,
+    task: impl Fn(&mut S, u64) -> Result<(), E> + Sync,
+) -> Result<(), E> {
     if workers <= 1 || len <= 1 {
         let mut own = S::default();
-        return (0..len).map(|number| task(&mut own, number)).collect();
+        return (0..len).try_for_each(|number| task(&mut own, number));
     }
-    let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+    let failure: Mutex<Option<(u64, E)>> = Mutex::new(None);
     let work = || {
         let mut own = S::default();
-        loop {
+        while !failed.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= len {
                 return;
             }
-            let outcome = task(&mut own, number);
-            if outcome.is_err() {
-                // Smaller numbers have all been given out, so the first failure is among what will be there.
-                next.store(len, Ordering::Relaxed);
+            if let Err(error) = task(&mut own, number) {
+                // Smaller numbers have all been given out, and are being worked on.
+                failed.store(true, Ordering::Relaxed);
+                let mut first = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                if first.as_ref().is_none_or(|(before, _)| number < *before) {
+                    *first = Some((number, error));
+                }
             }
-            outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
         }
     };
     let mut others = Others(Vec::with_capacity(workers));
@@ -67,9 +87,10 @@ pub(crate) fn in_parallel<S: Default, T: Send, E: Send>(
     });
     work();
     others.join();
-    let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
-    outcomes.sort_unstable_by_key(|(number, _)| *number);
-    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
 }
 
 /// Threads that have ended when this is gone.
@@ -100,6 +121,7 @@ impl Drop for Others {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn in_parallel_gives_outcomes_in_order() {

@@ -1,7 +1,7 @@
 //! Checksums of many bytes, on several threads, in bounded memory.
 //!
 //! ```text
-//! plan     files cut into blocks, in the order in which they are hashed
+//! plan     files cut into blocks, in the order in which they are hashed; no list of them is made
 //! turns    what can only be hashed from front to back, by several threads
 //! pass     reads each block once and feeds all sums with it
 //! ```

@@ -1,12 +1,14 @@
 //! Reads each block once and feeds all sums with it.
 
-use super::plan::{blocks, Block, Part, BLOCK};
+use super::plan::{Block, Part, Plan};
 use super::turns::Turns;
 use super::{Input, Sums, TensorSums};
 use crate::error::Error;
-use crate::format::checksum::{join, subtree, ChainingValue, Crc};
-use crate::workers::in_parallel;
+use crate::format::checksum::{subtree, Crc, Tree};
+use crate::workers::for_each;
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Where the bytes of the inputs come from.
 pub(crate) trait Source: Sync {
@@ -24,32 +26,31 @@ pub(crate) fn pass<S: Source>(
     workers: usize,
     done: impl Fn(u64, u64) -> Result<(), Error> + Sync,
 ) -> Result<Vec<Sums>, Error> {
-    let blocks = blocks(inputs, workers).ok_or(Error::NoMemory)?;
+    let plan = Plan::new(inputs, workers).ok_or(Error::NoMemory)?;
     let turns = Turns::new(inputs);
-    let parts = in_parallel(blocks.len(), workers, |room: &mut S::Room, number| {
+    let mut joined = Vec::new();
+    joined.try_reserve_exact(inputs.len()).map_err(|_| Error::NoMemory)?;
+    joined.resize_with(inputs.len(), Mutex::<Joined>::default);
+    for_each(plan.len(), workers, |room: &mut S::Room, number| {
         // A thread that fails, or panics, must leave nobody waiting for it.
         let unless_done = GiveUp(&turns);
-        let Some(block) = blocks.get(number) else { return Ok(Vec::new()) };
-        let Some(input) = inputs.get(block.input) else { return Ok(Vec::new()) };
+        let Some(block) = plan.block(number) else { return Ok(()) };
+        let (Some(input), Some(joined)) = (inputs.get(block.input), joined.get(block.input)) else { return Ok(()) };
         done(0, 0)?;
         let bytes = source.bytes(block.input, block.bytes.clone(), room)?;
-        let parts = sums_of(block, input, bytes).ok_or(Error::NoMemory)?;
+        let sums = sums_of(&block, input, bytes).ok_or(Error::NoMemory)?;
         if input.wanted.in_order() {
             turns.take(block.input, block.bytes.clone(), bytes);
         }
-        done(bytes.len() as u64, ended(block, input))?;
+        done(bytes.len() as u64, ended(&block, input))?;
+        let mut joined = joined.lock().unwrap_or_else(PoisonError::into_inner);
+        joined.add(block, input, sums).ok_or(Error::NoMemory)?;
+        drop(joined);
         std::mem::forget(unless_done);
-        Ok(parts)
+        Ok(())
     })?;
-    let mut joined = Vec::new();
-    joined.try_reserve_exact(inputs.len()).map_err(|_| Error::NoMemory)?;
-    joined.resize_with(inputs.len(), Joined::default);
-    for (block, parts) in blocks.iter().zip(parts) {
-        if let (Some(joined), Some(input)) = (joined.get_mut(block.input), inputs.get(block.input)) {
-            joined.add(block, input, &parts).ok_or(Error::NoMemory)?;
-        }
-    }
-    let mut sums: Vec<Sums> = joined.into_iter().map(|joined| joined.sums).collect();
+    let joined = joined.into_iter().map(|joined| joined.into_inner().unwrap_or_else(PoisonError::into_inner));
+    let mut sums: Vec<Sums> = joined.map(|joined| joined.sums).collect();
     turns.finish(&mut sums);
     Ok(sums)
 }
@@ -83,8 +84,10 @@ fn sums_of(block: &Block, input: &Input, bytes: &[u8]) -> Option<Vec<TensorSums>
                 sums.push(TensorSums { crc: crc(bytes), blake3 });
             }
         }
-        Part::Piece(_, offset) => {
-            let blake3 = if wanted.blake3 { subtree(bytes, *offset) } else { [0; 32] };
+        Part::Piece(tensor) => {
+            let offset = block.bytes.start - input.tensors.get(*tensor)?.start;
+            let blake3 = if wanted.blake3 { subtree(bytes, offset) } else { [0; 32] };
+            sums.try_reserve_exact(1).ok()?;
             sums.push(TensorSums { crc: crc(bytes), blake3 });
         }
     }
@@ -96,7 +99,7 @@ fn ended(block: &Block, input: &Input) -> u64 {
     match &block.part {
         Part::Header => 0,
         Part::Whole(tensors) => tensors.len() as u64,
-        Part::Piece(tensor, _) => u64::from(input.tensors.get(*tensor).is_some_and(|all| all.end == block.bytes.end)),
+        Part::Piece(tensor) => u64::from(input.tensors.get(*tensor).is_some_and(|all| all.end == block.bytes.end)),
     }
 }
 
@@ -105,30 +108,42 @@ fn ended(block: &Block, input: &Input) -> u64 {
 struct Joined {
     sums: Sums,
     /// Of the tensor whose pieces come.
-    pieces: Vec<ChainingValue>,
+    tree: Tree,
+    /// The block that comes next.
+    next: u64,
+    /// Those that have come before their turn: as many as threads are ahead of the slowest.
+    early: BTreeMap<u64, (Block, Vec<TensorSums>)>,
 }
 
 impl Joined {
-    fn add(&mut self, block: &Block, input: &Input, parts: &[TensorSums]) -> Option<()> {
+    /// `None` if there is no memory.
+    fn add(&mut self, block: Block, input: &Input, sums: Vec<TensorSums>) -> Option<()> {
+        self.early.insert(block.number, (block, sums));
+        while let Some((block, sums)) = self.early.remove(&self.next) {
+            self.next += 1;
+            self.add_next(&block, input, &sums)?;
+        }
+        Some(())
+    }
+
+    fn add_next(&mut self, block: &Block, input: &Input, sums: &[TensorSums]) -> Option<()> {
         let tensors = &mut self.sums.tensors;
-        tensors.try_reserve(parts.len()).ok()?;
-        let Part::Piece(tensor, offset) = block.part else {
-            tensors.extend(parts);
+        tensors.try_reserve(sums.len()).ok()?;
+        let Part::Piece(tensor) = block.part else {
+            tensors.extend(sums);
             return Some(());
         };
         // There is none if nothing was wanted of tensors.
-        let Some(part) = parts.first() else { return Some(()) };
-        if offset == 0 {
-            self.pieces.clear();
+        let (Some(piece), Some(place)) = (sums.first(), input.tensors.get(tensor)) else { return Some(()) };
+        if block.bytes.start == place.start {
             tensors.push(TensorSums::default());
         }
-        self.pieces.try_reserve(1).ok()?;
-        self.pieces.push(part.blake3);
         let sums = tensors.last_mut()?;
-        sums.crc = sums.crc.then(part.crc);
-        let place = input.tensors.get(tensor)?;
-        if input.wanted.blake3 && place.end == block.bytes.end {
-            sums.blake3 = join(&self.pieces, BLOCK, place.end - place.start)?;
+        sums.crc = sums.crc.then(piece.crc);
+        match (input.wanted.blake3, block.bytes.end == place.end) {
+            (false, _) => {}
+            (true, false) => self.tree.push(piece.blake3),
+            (true, true) => sums.blake3 = self.tree.finish(piece.blake3)?,
         }
         Some(())
     }
@@ -136,6 +151,7 @@ impl Joined {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::BLOCK;
     use super::super::Wanted;
     use super::*;
     use crate::task::Task;

@@ -30,7 +30,7 @@ pub use error::ChecksumError;
 pub(crate) use hex::{from_hex, to_hex};
 pub(crate) use seal::header_digest;
 pub(crate) use stated::Stated;
-pub(crate) use tree::{join, subtree, ChainingValue};
+pub(crate) use tree::{subtree, Tree};
 
 /// The metadata key of MindSpore's CRC.
 pub const CRC_KEY: &str = "crc_num";
