@@ -21,8 +21,8 @@
 // does not compile. Bytes that are given to add of a Writer are read by finish: they must stay as they are until it has succeeded, or the
 // writer is gone. Tensors of a checkpoint do, for the writer takes a reference to it.
 //
-// THREADS. All const member functions may be called from any thread at the same time; so may those of a Writer, except that nothing
-// may run at the same time as its finish or abort, or after them.
+// THREADS. All const member functions may be called from any thread at the same time; so may write of a Writer, whose other functions want
+// it for themselves.
 
 #ifndef SAFETENSORS_LAZY_HPP
 #define SAFETENSORS_LAZY_HPP

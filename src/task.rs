@@ -1,8 +1,8 @@
 //! A long call as another thread sees it.
 
 use crate::error::Error;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// How far a long call is, and a way to end it early: given to the call by the thread that makes it, and looked at by others.
@@ -12,17 +12,15 @@ use std::time::Instant;
 #[derive(Debug, Default)]
 pub struct Task {
     cancelled: AtomicBool,
-    bytes_done: AtomicU64,
-    bytes_total: AtomicU64,
-    items_done: AtomicU64,
-    items_total: AtomicU64,
-    /// When the call began, and how long it took once it has ended.
-    clock: Mutex<Clock>,
+    state: Mutex<State>,
 }
 
+/// What is told of the call that runs, or ran last.
 #[derive(Debug, Default)]
-struct Clock {
+struct State {
+    done: Progress,
     started: Option<Instant>,
+    /// How long it took, once it has ended.
     seconds: Option<f64>,
 }
 
@@ -42,19 +40,13 @@ pub struct Progress {
 }
 
 impl Task {
-    /// How far the call is. The numbers are those of about the same moment.
+    /// How far the call is. The numbers are those of one moment.
     pub fn progress(&self) -> Progress {
-        let bytes_done = self.bytes_done.load(Ordering::Relaxed);
-        let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = || clock.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
-        let seconds = clock.seconds.unwrap_or_else(running);
-        Progress {
-            bytes_done,
-            bytes_total: self.bytes_total.load(Ordering::Relaxed),
-            items_done: self.items_done.load(Ordering::Relaxed),
-            items_total: self.items_total.load(Ordering::Relaxed),
-            bytes_per_second: if seconds > 0.0 { (bytes_done as f64 / seconds) as u64 } else { 0 },
-        }
+        let state = self.state();
+        let running = || state.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
+        let seconds = state.seconds.unwrap_or_else(running);
+        let bytes_per_second = if seconds > 0.0 { (state.done.bytes_done as f64 / seconds) as u64 } else { 0 };
+        Progress { bytes_per_second, ..state.done }
     }
 
     /// Asks the call to end: it gives [`Error::Cancelled`] soon after.
@@ -64,12 +56,8 @@ impl Task {
 
     /// A call begins, and knows what there is to do.
     pub(crate) fn begin(&self, bytes: u64, items: u64) {
-        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) =
-            Clock { started: Some(Instant::now()), seconds: None };
-        self.bytes_done.store(0, Ordering::Relaxed);
-        self.items_done.store(0, Ordering::Relaxed);
-        self.bytes_total.store(bytes, Ordering::Relaxed);
-        self.items_total.store(items, Ordering::Relaxed);
+        let done = Progress { bytes_total: bytes, items_total: items, ..Progress::default() };
+        *self.state() = State { done, started: Some(Instant::now()), seconds: None };
     }
 
     /// So much more is done.
@@ -78,15 +66,21 @@ impl Task {
     ///
     /// [`Error::Cancelled`].
     pub(crate) fn done(&self, bytes: u64, items: u64) -> Result<(), Error> {
-        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
-        self.items_done.fetch_add(items, Ordering::Relaxed);
+        let mut state = self.state();
+        state.done.bytes_done = state.done.bytes_done.saturating_add(bytes);
+        state.done.items_done = state.done.items_done.saturating_add(items);
+        drop(state);
         self.check()
     }
 
     /// The call has ended: its rate stays as it is.
     pub(crate) fn end(&self) {
-        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        clock.seconds = clock.started.map(|started| started.elapsed().as_secs_f64());
+        let mut state = self.state();
+        state.seconds = state.started.map(|started| started.elapsed().as_secs_f64());
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// # Errors

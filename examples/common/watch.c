@@ -27,7 +27,8 @@ static void draw(const watch *watch) {
     st_progress progress;
     if (st_task_progress(watch->task, &progress) != ST_OK || progress.bytes_total == 0)
         return; /* it has not begun */
-    const double part = (double)progress.bytes_done / (double)progress.bytes_total;
+    const double done = (double)progress.bytes_done / (double)progress.bytes_total;
+    const double part = done < 1 ? done : 1;
     char bar[BAR_WIDTH + 1];
     memset(bar, '.', BAR_WIDTH);
     memset(bar, '#', (size_t)(part * BAR_WIDTH));

@@ -78,7 +78,8 @@ pub struct st_verify_report {
 }
 
 /// Reads all tensors and compares them with the checksums that the checkpoint carries, and with those that the caller knows. All
-/// shards are gone through, whatever is found. It takes several threads, which have ended when this returns, and a MiB of memory for each.
+/// shards are gone through, whatever is found. It takes several threads, which have ended when this returns, with some MiB of memory for
+/// each, or as much as their longest header, which is read anew.
 ///
 /// What is verified is what the files hold (or the caller's buffer): not what was written to tensors after ST_OPEN_COPY_ON_WRITE.
 ///

@@ -12,8 +12,21 @@ use std::mem::MaybeUninit;
 
 /// The checksums that there are of a shard.
 pub(super) struct Known {
-    pub(super) claims: Claims,
-    pub(super) file_sha256: Option<Digest>,
+    claims: Claims,
+    file_sha256: Option<Digest>,
+    /// Its tensors in the order of their bytes.
+    order: Vec<usize>,
+}
+
+impl Known {
+    pub(super) fn new(shard: &Shard, claims: Claims, file_sha256: Option<Digest>) -> Result<Known, Error> {
+        let mut order = Vec::new();
+        order.try_reserve_exact(shard.header.len()).map_err(|_| shard.no_memory())?;
+        order.extend(0..shard.header.len());
+        // Usually they are in that order, which this sort notices; it allocates nothing.
+        order.sort_unstable_by_key(|within| shard.header.tensor(*within).map(|tensor| (tensor.start, tensor.stop)));
+        Ok(Known { claims, file_sha256, order })
+    }
 }
 
 /// What has to be hashed of a shard.
@@ -41,7 +54,7 @@ pub(super) fn input_of(shard: &Shard, known: &Known, checks: Checks) -> Result<I
         (checks.crc, has.crc, "crc_num"),
         (checks.blake3, has.blake3, "BLAKE3 digests"),
         (checks.sha256, has.data_sha256, "modelspec.hash_sha256"),
-        (checks.file_sha256, has.file_sha256, "SHA-256 digest that was given"),
+        (checks.file_sha256, has.file_sha256, "SHA-256 of the file given"),
         (!shard.header.is_empty(), wanted != Wanted::default(), "checksum"),
     ] {
         if asked && !has {
@@ -53,7 +66,8 @@ pub(super) fn input_of(shard: &Shard, known: &Known, checks: Checks) -> Result<I
     if wanted != Wanted::default() {
         let start = shard.data_start();
         tensors.extend(
-            file_order(shard)?
+            known
+                .order
                 .iter()
                 .filter_map(|within| shard.header.tensor(*within))
                 .map(|tensor| start + tensor.start..start + tensor.stop),
@@ -100,7 +114,7 @@ pub(super) fn compare(shard: &Shard, known: &Known, input: &Input, sums: &Sums) 
             compared.bad(|checks| &mut checks.blake3, ChecksumError::Header);
         }
         let mut bad = Vec::new();
-        for (within, sums) in file_order(shard)?.into_iter().zip(&sums.tensors) {
+        for (within, sums) in known.order.iter().copied().zip(&sums.tensors) {
             if digests.tensors.get(within) != Some(&sums.blake3) {
                 bad.try_reserve(1).map_err(|_| shard.no_memory())?;
                 bad.push(within);
@@ -114,7 +128,7 @@ pub(super) fn compare(shard: &Shard, known: &Known, input: &Input, sums: &Sums) 
         }
     }
     if let (true, Some(stated)) = (wanted.crc, stated.crc) {
-        let found = crc_num(shard, sums)?;
+        let found = crc_num(shard, &known.order, sums)?;
         if !found.accepts(stated) {
             let [stated, found] = [stated, found.to_write()].map(|sum| sum.to_string());
             let what = "CRC-32 of names and tensors (crc_num)";
@@ -134,20 +148,10 @@ pub(super) fn compare(shard: &Shard, known: &Known, input: &Input, sums: &Sums) 
     Ok(compared)
 }
 
-/// The tensors of a shard in the order of their bytes.
-fn file_order(shard: &Shard) -> Result<Vec<usize>, Error> {
-    let mut order = Vec::new();
-    order.try_reserve_exact(shard.header.len()).map_err(|_| shard.no_memory())?;
-    order.extend(0..shard.header.len());
-    // Usually they are in that order, which this sort notices; it allocates nothing.
-    order.sort_unstable_by_key(|within| shard.header.tensor(*within).map(|tensor| (tensor.start, tensor.stop)));
-    Ok(order)
-}
-
-fn crc_num(shard: &Shard, sums: &Sums) -> Result<CrcNum, Error> {
+fn crc_num(shard: &Shard, order: &[usize], sums: &Sums) -> Result<CrcNum, Error> {
     let mut by_name = Vec::new();
     by_name.try_reserve_exact(shard.header.len()).map_err(|_| shard.no_memory())?;
-    by_name.extend(file_order(shard)?.into_iter().zip(&sums.tensors));
+    by_name.extend(order.iter().copied().zip(&sums.tensors));
     by_name.sort_unstable_by_key(|(within, _)| shard.header.name(*within));
     let mut crc = CrcNum::new();
     for (within, sums) in by_name {

@@ -143,8 +143,8 @@ impl Checkpoint {
         let claims = claims_of_all(shards)?;
         let mut known = Vec::new();
         known.try_reserve_exact(shards.len()).map_err(|_| Error::NoMemory)?;
-        for (number, claims) in claims.into_iter().enumerate() {
-            known.push(Known { claims, file_sha256: options.file_sha256.get(number).copied().flatten() });
+        for (number, (shard, claims)) in shards.iter().zip(claims).enumerate() {
+            known.push(Known::new(shard, claims, options.file_sha256.get(number).copied().flatten())?);
         }
         let mut inputs = Vec::new();
         inputs.try_reserve_exact(shards.len()).map_err(|_| Error::NoMemory)?;

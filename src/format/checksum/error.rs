@@ -45,7 +45,7 @@ pub enum ChecksumError {
 impl Display for ChecksumError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ChecksumError::Missing { what } => write!(f, "it has no {what}"),
+            ChecksumError::Missing { what } => write!(f, "there is no {what}"),
             ChecksumError::Malformed { key, reason } => write!(f, "metadata {}: {reason}", Quoted(key)),
             ChecksumError::Header => f.write_str("the header is not the one whose BLAKE3 digest it has"),
             ChecksumError::Tensor { tensor } => {
