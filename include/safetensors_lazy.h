@@ -50,8 +50,8 @@
  *   Threads.   Every function may be called from any thread, at the same time, on the same handle. A handle must not be closed for the
  *              last time while another thread still uses it; let each thread that may outlive the others hold a reference.
  *              After fork() the handle works in both processes, if no other thread was inside this library during the fork. (The
- *              library's own threads are no matter: st_open has ended its before it returns, that of st_prefetch stays with the
- *              parent, and so does what it has yet to read. All signals are blocked in them.)
+ *              library's own threads are no matter: calls end theirs before they return, but for that of st_prefetch, which stays
+ *              with the parent, and so does what it has yet to read. All signals are blocked in them.)
  *   Signals.   A pointer into a mapping (st_tensor_ptr, st_tensor_view, st_tensor_dlpack, st_acquire) is memory like any mapped file: if
  *              another program truncates the file, touching the lost pages raises SIGBUS; if it overwrites the file, the bytes
  *              change. Open with ST_STORAGE_READ where files are not under your control. Nothing else in this library can
@@ -507,7 +507,10 @@ typedef struct st_info {
     uint64_t header_bytes;
     /** Size of all tensors in bytes. */
     uint64_t tensor_bytes;
-    /** How many metadata entries st_metadata_at leaves out because an earlier shard has another value for their key. */
+    /**
+     * How many metadata entries st_metadata_at leaves out because an earlier shard has another value for their key,
+     * but for checksums, which every shard has its own of.
+     */
     uint64_t metadata_conflicts;
     /**
      * The storage that was chosen: one of ST_STORAGE_*, never ST_STORAGE_AUTO. If some shards are mapped and some are read:

@@ -76,7 +76,8 @@ pub struct Info {
     pub tensor_bytes: u64,
     /// How the shards' bytes are reached: never [`StorageKind::Auto`]. If some are mapped and some are read, this says read.
     pub storage: StorageKind,
-    /// How many metadata entries were left out because an earlier shard has another value for their key.
+    /// How many metadata entries were left out because an earlier shard has another value for their key. Checksums do not count: each
+    /// shard has its own.
     pub metadata_conflicts: u64,
 }
 

@@ -43,7 +43,8 @@ pub struct st_info {
     pub header_bytes: u64,
     /// Size of all tensors in bytes.
     pub tensor_bytes: u64,
-    /// How many metadata entries st_metadata_at leaves out because an earlier shard has another value for their key.
+    /// How many metadata entries st_metadata_at leaves out because an earlier shard has another value for their key,
+    /// but for checksums, which every shard has its own of.
     pub metadata_conflicts: u64,
     /// The storage that was chosen: one of ST_STORAGE_*, never ST_STORAGE_AUTO. If some shards are mapped and some are read:
     /// ST_STORAGE_READ.
