@@ -206,10 +206,10 @@ impl Display for WriterError {
                 })
             }
             E::Unfinished { source, found: Found::Neither } => {
-                write!(f, "{source}; the old index is gone, and the new checkpoint not yet in place: finish again")
+                write!(f, "{source}; the index is gone until there is the new one: finish again")
             }
             E::Unfinished { source, .. } => {
-                write!(f, "{source}; the new checkpoint is in place, but names and old files are not yet in order: finish again")
+                write!(f, "{source}; the new checkpoint is in place, but not all files are in order: finish again")
             }
             E::NoMemory => f.write_str("no memory for the directory"),
         }
