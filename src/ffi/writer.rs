@@ -81,7 +81,7 @@ unsafe impl Options for st_writer_options {
 /// file at path and there is no index. If there are several, then for ".../model.safetensors" they are
 /// ".../model-00001-of-0000N.safetensors" and so on, and ".../model.safetensors.index.json" is the index, as transformers
 /// writes it, through which st_open opens them. (".safetensors" is added to the names if path does not end with it.) Each shard has all of
-/// the metadata. All files get the permissions that those of the old checkpoint have in common.
+/// the metadata. Where its name is new it gets the permissions that the files of the old checkpoint have in common.
 ///
 /// At any moment, also after a crash, the index names complete shards of one checkpoint, the old or the new. (For a moment it names the
 /// temporary files of the new one, and lists in its metadata, as "safetensors_lazy.unnamed", what is still to be put in place or to be

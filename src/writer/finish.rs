@@ -7,6 +7,9 @@ use super::shard::Shard;
 use super::{checksums, Stage, Writer, WriterError};
 use crate::error::Error;
 use crate::quote::excerpt;
+use crate::storage::output::Temporary;
+use crate::storage::StorageError;
+use std::ffi::CStr;
 
 impl Writer<'_> {
     /// Fixes where everything lies.
@@ -112,17 +115,33 @@ impl Writer<'_> {
 
     /// Gives files the permissions of those that they replace, and waits until the disk has them.
     fn sync(&mut self) -> Result<(), Error> {
-        let mode = self.target.replaced_mode(self.shards.len() == 1);
-        self.mode = mode.map_err(|source| self.target.storage_error(source))?;
-        for number in 0..self.shards.len() {
+        self.mode = self.target.common_mode().map_err(|source| self.target.storage_error(source))?;
+        for (number, shard) in self.shards.iter().enumerate() {
             self.options.task.check()?;
-            let Some(file) = self.shards.get(number).and_then(|shard| shard.file.as_ref()) else { continue };
+            let Some(file) = &shard.file else { continue };
+            let name = self.target.file_name(number, self.shards.len());
             // As late as possible: what is for reading only is harder to tidy up after.
-            let set = self.mode.map_or(Ok(()), |mode| file.set_mode(mode));
-            set.map_err(|source| self.target.storage_error(source))?;
-            let synced = if self.options.no_sync { Ok(()) } else { file.sync() };
-            synced.map_err(|source| self.broken(source))?;
+            self.settle(file, &name).map_err(|source| self.target.storage_error(source))?;
+            if let Err(source) = self.sync_file(file) {
+                return Err(self.broken(source));
+            }
         }
         Ok(())
+    }
+
+    /// Gives a file the permissions of the one that it replaces.
+    pub(super) fn settle(&self, file: &Temporary, name: &CStr) -> Result<(), StorageError> {
+        match self.target.mode_of(name)?.or(self.mode) {
+            Some(mode) => file.set_mode(mode),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn sync_file(&self, file: &Temporary) -> Result<(), StorageError> {
+        if self.options.no_sync {
+            Ok(())
+        } else {
+            file.sync()
+        }
     }
 }

@@ -88,7 +88,7 @@ pub struct Writer<'d> {
     stage: Stage,
     layout: Layout,
     shards: Vec<Shard>,
-    /// The permissions of what is replaced.
+    /// The permissions of files whose names are new.
     mode: Option<u32>,
     /// The temporary files of indices, while they are published.
     indices: Vec<Temporary>,
@@ -132,7 +132,8 @@ impl<'d> Writer<'d> {
         let alignment = options.checked_alignment()?;
         let target = Target::open(path.as_ref(), options.max_shard_bytes > 0)?;
         let storage = |source| target.storage_error(source);
-        let is_private = target.replaced_mode(true).map_err(storage)?.is_some();
+        let replaced = target.common_mode().and_then(|common| Ok(common.or(target.mode_of(&target.name)?)));
+        let is_private = replaced.map_err(storage)?.is_some();
         let first = Some(Temporary::create(&target.folder, &target.temporaries, is_private).map_err(storage)?);
         Ok(Writer {
             dealer: Dealer::new(options.max_shard_bytes),

@@ -149,8 +149,8 @@ impl Writer<'_> {
     /// Writes an index that calls the files by these names, and lists some that it does not name.
     fn index(&self, names: &[CString], unnamed: &[CString]) -> Result<Temporary, Halt> {
         let no_memory = |_| Halt::Writer(WriterError::NoMemory);
-        let made = Temporary::create(&self.target.folder, &self.target.temporaries, self.mode.is_some());
-        let file = made?;
+        let is_private = self.is_private || self.mode.is_some();
+        let file = Temporary::create(&self.target.folder, &self.target.temporaries, is_private)?;
         let mut order: Vec<&Entry<'_>> = Vec::new();
         order.try_reserve_exact(self.entries.len()).map_err(no_memory)?;
         order.extend(self.entries.iter());
@@ -162,12 +162,8 @@ impl Writer<'_> {
         let unnamed = || unnamed.iter().filter_map(|name| name.to_str().ok());
         file.allocate(text_len(|text| encode_index(text, unnamed(), total, named())))?;
         write_text(&file, |text| encode_index(text, unnamed(), total, named()))?;
-        if let Some(mode) = self.mode {
-            file.set_mode(mode)?;
-        }
-        if !self.options.no_sync {
-            file.sync().map_err(Halt::Sync)?;
-        }
+        self.settle(&file, &self.target.index_name())?;
+        self.sync_file(&file).map_err(Halt::Sync)?;
         Ok(file)
     }
 

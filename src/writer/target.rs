@@ -133,28 +133,26 @@ impl Target {
         Ok(Indexed { named, unnamed: unnamed.filter(|name| self.is_shard(name)).collect() })
     }
 
-    /// The permissions of what is replaced: `None` where there is nothing. `by_one`: by one file at the path itself.
-    ///
-    /// Several files get what those of the checkpoint before them have in common, since their names are new in part, or all of them.
-    pub(super) fn replaced_mode(&self, by_one: bool) -> Result<Option<u32>, StorageError> {
-        let mode = |name: &CStr| -> Result<Option<u32>, StorageError> {
-            Ok(match self.folder.find(name)? {
-                Some(Existing::File { mode, .. }) => Some(mode),
-                Some(Existing::Link) | None => None,
-            })
-        };
+    /// The permissions of the regular file of a name, if there is one.
+    pub(super) fn mode_of(&self, name: &CStr) -> Result<Option<u32>, StorageError> {
+        Ok(match self.folder.find(name)? {
+            Some(Existing::File { mode, .. }) => Some(mode),
+            Some(Existing::Link) | None => None,
+        })
+    }
+
+    /// The permissions that the files of the old checkpoint have in common; `None` where there is none. For files whose names are new.
+    pub(super) fn common_mode(&self) -> Result<Option<u32>, StorageError> {
         let common = |of: Option<u32>, names: &[CString]| {
-            let modes = names.iter().filter_map(|name| mode(name).ok().flatten());
+            let modes = names.iter().filter_map(|name| self.mode_of(name).ok().flatten());
             of.into_iter().chain(modes).reduce(|a, b| a & b)
         };
-        let single = mode(&self.name)?;
-        if !self.is_sharded || (by_one && single.is_some()) {
-            return Ok(single);
+        let index = if self.is_sharded { self.mode_of(&self.index_name())? } else { None };
+        if index.is_some() {
+            return Ok(common(index, &self.indexed()?.named));
         }
-        if let Some(index) = mode(&self.index_name())? {
-            return Ok(common(Some(index), &self.indexed()?.named));
-        }
-        if single.is_some() {
+        let single = self.mode_of(&self.name)?;
+        if single.is_some() || !self.is_sharded {
             return Ok(single);
         }
         let shards = self.folder.names(|name| self.is_shard(name)).map_err(|error| StorageError::io("list", error))?;

@@ -5,7 +5,7 @@ use super::lock::{try_lock, Tried};
 use super::names::TemporaryNames;
 use crate::storage::pread::FileId;
 use crate::storage::StorageError;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fs::File;
 
 /// How many files are looked at together: as many descriptors are open.
@@ -21,38 +21,51 @@ pub(crate) fn remove_leftovers(
 ) {
     let found = folder.names(|name| names.is_one(name)).unwrap_or_default();
     for some in found.chunks(AT_ONCE) {
-        let dead: Vec<(&CString, File)> =
-            some.iter().filter_map(|name| Some((name, of_the_dead(folder, name)?))).collect();
+        let mut dead = Vec::new();
+        for name in some {
+            dead.extend(Dead::of(folder, name, &dead));
+        }
         if dead.is_empty() {
             continue;
         }
         // Asked only now, when all of these are locked: before that their writers could still have had them named, and died.
         let Ok(keep) = named() else { return };
-        for (name, _lock) in dead.iter().filter(|(name, _)| keep.binary_search(name).is_err()) {
+        for Dead { name, .. } in dead.iter().filter(|dead| keep.binary_search(dead.name).is_err()) {
             let _ = folder.unlink(name);
         }
     }
 }
 
-/// The file of that name, locked, if no living writer has it.
-fn of_the_dead(folder: &OutputFolder, name: &CStr) -> Option<File> {
-    let leads_to = || match folder.find(name) {
-        Ok(Some(Existing::File { id, .. })) => Some(id),
-        _ => None,
-    };
-    // Looked at before it is opened, because opening a device can do things.
-    leads_to()?;
-    let open = |access| folder.open_file(name, access | libc::O_NONBLOCK, 0);
-    // For writing, because NFS gives such locks only then; but it may have got the permissions of a file that is for reading only.
-    let file = match open(libc::O_RDWR) {
-        Err(error) if error.raw_os_error() == Some(libc::EACCES) => open(libc::O_RDONLY),
-        opened => opened,
-    };
-    let file = file.ok()?;
-    let id = FileId::of(&file.metadata().ok()?);
-    // Looked at under the lock: the writer may have finished, and another have taken the name.
-    let is_dead = matches!(try_lock(&file), Ok(Tried::Locked)) && leads_to() == Some(id);
-    is_dead.then_some(file)
+/// A file that no living writer has.
+struct Dead<'n> {
+    name: &'n CString,
+    id: FileId,
+    /// Locked.
+    _file: File,
+}
+
+impl<'n> Dead<'n> {
+    /// The file of that name, if it is one. `others` are such files.
+    fn of(folder: &OutputFolder, name: &'n CString, others: &[Dead<'_>]) -> Option<Dead<'n>> {
+        let leads_to = || match folder.find(name) {
+            Ok(Some(Existing::File { id, .. })) => Some(id),
+            _ => None,
+        };
+        // Looked at before it is opened, because opening a device can do things.
+        leads_to()?;
+        let open = |access| folder.open_file(name, access | libc::O_NONBLOCK, 0);
+        // For writing, because NFS gives such locks only then; but it may have got the permissions of a file that is for reading only.
+        let file = match open(libc::O_RDWR) {
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) => open(libc::O_RDONLY),
+            opened => opened,
+        };
+        let file = file.ok()?;
+        let id = FileId::of(&file.metadata().ok()?);
+        // A file can have two of these names; then it is locked already.
+        let is_dead = others.iter().any(|other| other.id == id) || matches!(try_lock(&file), Ok(Tried::Locked));
+        // Looked at under the lock: the writer may have finished, and another have taken the name.
+        (is_dead && leads_to() == Some(id)).then_some(Dead { name, id, _file: file })
+    }
 }
 
 #[cfg(test)]
@@ -77,6 +90,15 @@ mod tests {
         assert!(path.path().join(NAME).exists());
         remove_leftovers(&folder, &names, || Ok(Vec::new()));
         assert!(!path.path().join(NAME).exists());
+    }
+
+    #[test]
+    fn files_of_two_names_lose_both() {
+        let (path, folder, names) = folder_with_a_leftover();
+        let other = path.path().join(NAME.replace('0', "1"));
+        std::fs::hard_link(path.path().join(NAME), &other).unwrap();
+        remove_leftovers(&folder, &names, || Ok(Vec::new()));
+        assert!(!path.path().join(NAME).exists() && !other.exists());
     }
 
     #[test]
