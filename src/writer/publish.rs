@@ -173,7 +173,11 @@ impl From<StorageError> for Halt {
 pub(super) fn can_link(target: &Target, file: &CStr) -> Result<bool, StorageError> {
     let link = target.temporaries.next();
     match target.folder.link(file, &link) {
-        Ok(()) => target.folder.unlink(&link).map(|()| true),
+        Ok(()) => {
+            // If not, it is left to the next writer.
+            let _ = target.folder.unlink(&link);
+            Ok(true)
+        }
         // What file systems say that have no links, or whose rules forbid this one.
         Err(StorageError::Io { source, .. })
             if matches!(
