@@ -1160,24 +1160,34 @@ typedef struct st_writer_options {
  * For the same tensors and metadata the file is, byte for byte, what the reference implementation writes, unless options ask for
  * something else. (Its metadata is in random order where there is more than one entry; here entries keep their order.)
  *
- * path: a file in a folder that exists. A regular file there is replaced, and leaves its permissions to the new one; otherwise these
- * follow the umask. A symbolic link is replaced itself, and what it leads to stays as it is.
+ * path: a file in a folder that exists. A regular file there is replaced, and leaves its permissions (those to read, write and execute)
+ * to the new one; otherwise these follow the umask. Owner, group, access control lists and other attributes are those of any new file. A
+ * symbolic link is replaced itself, and what it leads to stays as it is.
  *
  * The writer makes temporary files beside path, whose names begin with a dot and end with ".st-tmp". They go with the writer. If the
  * process dies they stay until the next writer opens the same path (on file systems without flock(2), until somebody removes them).
- * Two writers of the same path do not disturb each other; who finishes last wins. (While shards are put in their places, other writers
- * wait: for this the folder is locked with flock(2).)
+ * Two writers of the same path do not disturb each other; who finishes last wins. While several files are put in their places, other
+ * writers wait: for this the folder is locked with flock(2). All of this is so among processes that see one another's locks. Where locks
+ * are kept to one host (NFS with local_lock, Lustre with localflock) and writers on several hosts have the same path at the same time, one
+ * may remove temporary files of the other, which then fails, and their shards may be mixed: see to it that one comes after the other.
  *
  * With max_shard_bytes tensors are dealt to shards in the order in which they are added or declared, by the rule of huggingface_hub: one that
  * is larger than that has a shard of its own, and another shard is begun when a tensor would not fit. If there is one shard, it is the
  * file at path and there is no index. If there are several, then for ".../model.safetensors" they are
  * ".../model-00001-of-0000N.safetensors" and so on, and ".../model.safetensors.index.json" is the index, as transformers
  * writes it, through which st_open opens them. (".safetensors" is added to the names if path does not end with it.) Each shard has all of
- * the metadata. At any moment, also after a crash, the index names complete shards of one checkpoint, the old or the new; if shards
- * have the names of old ones this needs a file system that has hard links (link(2)). (A program that reads the index at that moment, and
- * opens the shards a moment later, may find some of the one and some of the other.) A file at path itself stays. Shards that the old index names, and that are not
- * part of the new checkpoint, are removed in the end, and so is the old index itself when one file is the result. A shard has a
- * descriptor open until the end.
+ * the metadata. Where its name is new it gets the permissions that the files of the old checkpoint have in common.
+ *
+ * At any moment, also after a crash, the index names complete shards of one checkpoint, the old or the new. (For a moment it names the
+ * temporary files of the new one, and lists in its metadata, as "safetensors_lazy.unnamed", what is still to be put in place or to be
+ * removed; after a crash this lasts until the next writer of the same path finishes.) A program that reads the index at that moment, and
+ * opens the shards a moment later, may find some of the one and some of the other. On a file system without hard links (link(2)), and there
+ * only, there is no index while shards replace others of the same names, and a crash in that moment leaves shards of both and no index;
+ * and shards that lose their index in a crash stay until somebody removes them.
+ *
+ * A file at path itself stays. Shards that the old index names, and that are not part of the new checkpoint, are removed, and so is the
+ * old index itself when one file is the result. Only files named ".../model-xxxxx-of-xxxxx.safetensors" are. A shard has a descriptor
+ * open until the end.
  *
  * options: NULL for the defaults.
  * out: receives the handle, to be freed by st_writer_finish or st_writer_abort; NULL on failure.
@@ -1195,6 +1205,10 @@ st_status st_writer_open(const char *path,
 
 /**
  * Adds an entry to the metadata. Entries keep their order. key and value are copied.
+ *
+ * Whoever copies the metadata of another checkpoint must leave out its checksums: "crc_num", "modelspec.hash_sha256" and
+ * "safetensors_lazy.blake3". They are taken as they are given, since a program may have computed them itself, but those of another file
+ * are wrong here, and st_verify and other readers would take the new file for damaged. To have the right ones written, set ST_WRITE_*.
  *
  * ST_ERR_HEADER_UTF8: key or value is not UTF-8.
  * ST_ERR_DUPLICATE_METADATA: there is an entry of that key, or a checksum that the options ask for will be written as one.
@@ -1273,9 +1287,15 @@ st_status st_writer_write(struct st_writer *writer,
  * Writes what is left, waits until the disk has everything, and puts the checkpoint in its place. On success, and only then, the writer
  * is freed.
  *
- * On failure the path leads to what it led to before (one case aside), the writer stays, and must be given to st_writer_abort in the end.
- * Before that the cause may be mended, by writing missing bytes or making room on the disk, and this function be called again:
- * nothing that was written is lost.
+ * On failure the writer stays, and must be given to st_writer_abort in the end. Before that the cause may be mended, by writing missing
+ * bytes or making room on the disk, and this function be called again: nothing that was written is lost, or written or summed
+ * again. It goes on from what it finds then: if others have written the same path meanwhile, this checkpoint replaces theirs.
+ *
+ * What is found after a failure is what was there before, unless the message says otherwise. "The new checkpoint is in place": all of it is
+ * found at the path, or by the index; but files may still have temporary names besides, or only these, and old shards, or the index of
+ * shards that one file replaces, may still be there, which the next call, or the next writer, puts in order. "The index is gone": shards were
+ * to replace others of the same names on a file system without hard links, and until this function is called again and succeeds, or another
+ * writer has, there is no checkpoint.
  *
  * The progress of the task counts the bytes of tensors that were added, which are written, those of all tensors again if checksums are
  * asked for, which are read, and all tensors. Memory of up to 16 MiB is used besides.
@@ -1283,9 +1303,10 @@ st_status st_writer_write(struct st_writer *writer,
  * ST_ERR_INCOMPLETE: a tensor that was declared lacks bytes; the message names it and says how many.
  * ST_ERR_CANCELLED: the task was cancelled. As this lasts, all that is left is st_writer_abort.
  * ST_ERR_IO: the disk is full (os_error is ENOSPC or EDQUOT) or failed, or the file would be larger than it may be (EFBIG); or
- * permissions have changed meanwhile. If it is fsync(2) that failed, what was written may be lost, now or later, and the system would not
- * say so a second time: the writer then fails for good, each time with the same os_error. The message tells whether that was after
- * the new file had come to its place: where the file is, but might not be after a crash of the system.
+ * permissions have changed meanwhile; or somebody has removed a temporary file (ENOENT); or, with max_shard_bytes, somebody else has had the
+ * folder locked for 30 seconds (ETIMEDOUT). If it is fsync(2) that failed, what was written may be lost, now or later, and the system
+ * would not say so a second time: the writer then fails for good, each time with the same os_error. If the message says that the new
+ * checkpoint is in place, it is, but might not be after a crash of the system.
  * ST_ERR_NOT_A_FILE: what is no file has come to where a file should go.
  * ST_ERR_HEADER_TOO_LARGE: the header would be longer than 100,000,000 bytes.
  * ST_ERR_NO_MEMORY: no memory for the layout or a block. ST_ERR_INVALID_ARGUMENT: a NULL.
@@ -1294,10 +1315,10 @@ st_status st_writer_finish(struct st_writer *writer,
                            st_error *err);
 
 /**
- * Gives up: frees the writer and removes its temporary files. NULL is fine. What was at the path stays.
+ * Gives up: frees the writer and removes its temporary files. NULL is fine. What is at the path stays.
  *
- * (If st_writer_finish has failed in the middle of replacing shards by others of the same names, the index names temporary files, and
- * these stay: they are the new checkpoint, complete.)
+ * (If st_writer_finish has failed when the new checkpoint was in place, the index may name temporary files. These stay: they are the
+ * checkpoint, and complete. The next writer of the same path removes them when it has replaced them.)
  */
 void st_writer_abort(struct st_writer *writer);
 

@@ -63,4 +63,4 @@ pub use checkpoint::{
 pub use error::{Error, FolderError, Mismatch};
 pub use format::Dtype;
 pub use task::{Progress, Task};
-pub use writer::{Checksums, Writer, WriterError, WriterOptions};
+pub use writer::{Checksums, Found, Writer, WriterError, WriterOptions};

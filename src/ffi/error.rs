@@ -254,15 +254,7 @@ impl Write for Line<'_> {
 fn status_of(error: &Error) -> st_status {
     match error {
         Error::Header { source, .. } => status_of_header(source),
-        Error::Storage { source, .. } => match source {
-            StorageError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOMEM) => ST_ERR_NO_MEMORY,
-            StorageError::Io { .. } => ST_ERR_IO,
-            StorageError::NotAFile(_) => ST_ERR_NOT_A_FILE,
-            StorageError::Truncated { .. } => ST_ERR_TRUNCATED,
-            StorageError::Changed => ST_ERR_FILE_CHANGED,
-            StorageError::NoMemory { .. } => ST_ERR_NO_MEMORY,
-            StorageError::Unsupported(_) => ST_ERR_UNSUPPORTED,
-        },
+        Error::Storage { source, .. } => status_of_storage(source),
         Error::Slice { source, .. } => match source {
             SliceError::TooManyRanges { .. } | SliceError::OutOfRange { .. } => ST_ERR_OUT_OF_RANGE,
             SliceError::PartialByte { .. } => ST_ERR_MISALIGNED,
@@ -338,6 +330,18 @@ fn status_of_header(error: &HeaderError) -> st_status {
     }
 }
 
+fn status_of_storage(error: &StorageError) -> st_status {
+    match error {
+        StorageError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOMEM) => ST_ERR_NO_MEMORY,
+        StorageError::Io { .. } => ST_ERR_IO,
+        StorageError::NotAFile(_) => ST_ERR_NOT_A_FILE,
+        StorageError::Truncated { .. } => ST_ERR_TRUNCATED,
+        StorageError::Changed => ST_ERR_FILE_CHANGED,
+        StorageError::NoMemory { .. } => ST_ERR_NO_MEMORY,
+        StorageError::Unsupported(_) => ST_ERR_UNSUPPORTED,
+    }
+}
+
 fn status_of_writer(error: &WriterError) -> st_status {
     match error {
         WriterError::ReservedName { .. } => ST_ERR_RESERVED_NAME,
@@ -354,17 +358,24 @@ fn status_of_writer(error: &WriterError) -> st_status {
         WriterError::NotFound { .. } => ST_ERR_NOT_FOUND,
         WriterError::NotDeclared { .. } => ST_ERR_INVALID_ARGUMENT,
         WriterError::NotSynced { .. } => ST_ERR_IO,
-        WriterError::TooManyShards | WriterError::Unsupported(_) => ST_ERR_UNSUPPORTED,
+        WriterError::Unfinished { source, .. } => status_of_storage(source),
+        WriterError::TooManyShards => ST_ERR_UNSUPPORTED,
         WriterError::NoMemory => ST_ERR_NO_MEMORY,
     }
 }
 
 fn os_error_of(error: &Error) -> i32 {
-    match error {
-        Error::Storage { source: StorageError::Io { source, .. }, .. } => source.raw_os_error().unwrap_or(0),
-        Error::Writer { source: WriterError::NotSynced { source, .. }, .. } => source.raw_os_error().unwrap_or(0),
-        _ => 0,
-    }
+    let source = match error {
+        Error::Storage { source: StorageError::Io { source, .. }, .. }
+        | Error::Writer {
+            source:
+                WriterError::NotSynced { source, .. }
+                | WriterError::Unfinished { source: StorageError::Io { source, .. }, .. },
+            ..
+        } => source,
+        _ => return 0,
+    };
+    source.raw_os_error().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! A header is what `safetensors` 0.8 writes, to the byte: serde_json's compact form, the metadata first, then the tensors in the order
 //! of their data, then spaces. An index is what Python's `json.dumps(index, indent=2, sort_keys=True)` gives.
 
-use super::{Dtype, PREFIX_LEN};
+use super::{Dtype, PREFIX_LEN, UNNAMED_KEY};
 use std::io::{self, Write};
 
 /// What a header says of one tensor.
@@ -97,13 +97,25 @@ pub(crate) fn padded_len(text_len: u64, alignment: u64) -> Option<u64> {
     text_len.checked_add(prefix)?.checked_next_multiple_of(alignment)?.checked_sub(prefix)
 }
 
-/// Writes an index. The entries are sorted by name already.
+/// Writes an index. The entries are sorted by name already. `unnamed`: what it lists under [`UNNAMED_KEY`].
 pub(crate) fn encode_index<'a>(
     to: &mut impl Write,
+    unnamed: impl Iterator<Item = &'a str>,
     total_size: u64,
     entries: impl Iterator<Item = (&'a str, &'a str)>,
 ) -> io::Result<()> {
-    write!(to, "{{\n  \"metadata\": {{\n    \"total_size\": {total_size}\n  }},\n  \"weight_map\": {{")?;
+    to.write_all(b"{\n  \"metadata\": {\n    ")?;
+    let mut end: &[u8] = b"";
+    for (i, name) in unnamed.enumerate() {
+        match i {
+            0 => write!(to, "\"{UNNAMED_KEY}\": [\n      ")?,
+            _ => to.write_all(b",\n      ")?,
+        }
+        encode_string(to, name, true)?;
+        end = b"\n    ],\n    ";
+    }
+    to.write_all(end)?;
+    write!(to, "\"total_size\": {total_size}\n  }},\n  \"weight_map\": {{")?;
     let mut separator: &[u8] = b"\n    ";
     let mut end: &[u8] = b"}\n}\n";
     for (name, shard) in entries {
@@ -213,12 +225,22 @@ mod tests {
     #[test]
     fn index_is_indented() {
         let mut to = Vec::new();
-        encode_index(&mut to, 12, [("a", "1.safetensors"), ("b", "2.safetensors")].into_iter()).unwrap();
+        encode_index(&mut to, [].into_iter(), 12, [("a", "1.safetensors"), ("b", "2.safetensors")].into_iter())
+            .unwrap();
         let text = "{\n  \"metadata\": {\n    \"total_size\": 12\n  },\n  \"weight_map\": {\n    \"a\": \"1.safetensors\",\n    \"b\": \"2.safetensors\"\n  }\n}\n";
         assert_eq!(String::from_utf8(to).unwrap(), text);
         let mut to = Vec::new();
-        encode_index(&mut to, 0, [].into_iter()).unwrap();
+        encode_index(&mut to, [].into_iter(), 0, [].into_iter()).unwrap();
         let text = "{\n  \"metadata\": {\n    \"total_size\": 0\n  },\n  \"weight_map\": {}\n}\n";
         assert_eq!(String::from_utf8(to).unwrap(), text);
+    }
+    #[test]
+    fn what_an_index_does_not_name_is_read_back() {
+        let mut to = Vec::new();
+        encode_index(&mut to, ["x", "y\n"].into_iter(), 1, [("a", "1")].into_iter()).unwrap();
+        let text = "{\n  \"metadata\": {\n    \"safetensors_lazy.unnamed\": [\n      \"x\",\n      \"y\\n\"\n    ],\n    \"total_size\": 1\n  },\n  \"weight_map\": {\n    \"a\": \"1\"\n  }\n}\n";
+        assert_eq!(std::str::from_utf8(&to).unwrap(), text);
+        assert_eq!(crate::format::unnamed(&to), ["x", "y\n"]);
+        assert!(crate::format::Index::parse(&to).unwrap().shards().eq(["1"]));
     }
 }

@@ -15,7 +15,8 @@
 //!
 //! Besides: `encode` (headers and indices to be written), `index` (which shard holds which tensor), `slice` (ranges to runs of bytes), `split` and `layout` (ranks to ranges).
 //!
-//! The index of a sharded checkpoint is read by `index`, with what it shares with `json`. Checksums, and how a header carries them, are in
+//! The index of a sharded checkpoint is read by `index`, with what it shares with `json`, and what our own writer tells the next one in it by
+//! `unnamed`. Checksums, and how a header carries them, are in
 //! `checksum`.
 
 pub(crate) mod checksum;
@@ -31,6 +32,7 @@ mod names;
 mod scan;
 mod slice;
 mod split;
+mod unnamed;
 mod validate;
 
 pub use checksum::{ChecksumError, BLAKE3_KEY, CRC_KEY, SHA256_KEY};
@@ -43,6 +45,7 @@ pub(crate) use names::{NameHasher, NamePart};
 pub use names::{NameTable, NameTableError};
 pub use slice::{Run, Runs, Slice, END};
 pub use split::split_range;
+pub(crate) use unnamed::{unnamed, UNNAMED_KEY};
 pub(crate) use validate::{bits_of, shape_text};
 
 /// The two readers of header text, apart. Not part of the public API: for fuzzing and benchmarks.

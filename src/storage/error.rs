@@ -37,7 +37,7 @@ pub enum StorageError {
 }
 
 impl StorageError {
-    pub(super) fn io(action: &'static str, source: io::Error) -> StorageError {
+    pub(crate) fn io(action: &'static str, source: io::Error) -> StorageError {
         StorageError::Io { action, source }
     }
 }

@@ -4,6 +4,7 @@ use super::error::WriterError;
 use crate::format::encode::{metadata_text_len, Described};
 use crate::format::Dtype;
 use hashbrown::hash_table::{Entry as Slot, HashTable};
+use std::cmp::Ordering;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
@@ -72,6 +73,11 @@ impl<'d> Entries<'d> {
     pub(super) fn described(&self, entry: &Entry<'_>, start: u64) -> Described<'_> {
         let shape = self.dims.get(entry.shape_start..entry.shape_start + entry.rank).unwrap_or_default();
         Described { name: self.name(entry), dtype: entry.dtype, shape, start, stop: start.saturating_add(entry.nbytes) }
+    }
+
+    /// The order of two tensors by name, byte by byte.
+    pub(super) fn by_name(&self, a: &Entry<'_>, b: &Entry<'_>) -> Ordering {
+        self.name(a).cmp(self.name(b))
     }
 
     pub(super) fn find(&self, name: &str) -> Option<usize> {

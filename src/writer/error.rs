@@ -2,8 +2,21 @@
 
 use crate::format::{Dtype, MAX_HEADER_LEN, MAX_SHARDS};
 use crate::quote::Quoted;
+use crate::storage::StorageError;
 use std::fmt::{self, Display};
 use std::io;
+
+/// What a reader finds at the place of a checkpoint that is being put there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Found {
+    /// What was there before.
+    Old,
+    /// All of the new checkpoint.
+    New,
+    /// No index: shards are replaced by others of the same names where files cannot have two names.
+    Neither,
+}
 
 /// Why a checkpoint cannot be written.
 #[derive(Debug)]
@@ -120,11 +133,16 @@ pub enum WriterError {
     NotSynced {
         /// What the system said.
         source: io::Error,
-        /// Whether the new checkpoint is in place all the same.
-        in_place: bool,
+        /// What a reader finds.
+        found: Found,
     },
-    /// Something asked for is not possible.
-    Unsupported(&'static str),
+    /// Putting the checkpoint in its place has failed in the middle. [`Writer::finish`](crate::Writer::finish) can be called again.
+    Unfinished {
+        /// What has failed.
+        source: StorageError,
+        /// What a reader finds until then: not [`Found::Old`].
+        found: Found,
+    },
     /// There was no memory for the directory.
     NoMemory,
 }
@@ -177,13 +195,22 @@ impl Display for WriterError {
             E::NotDeclared { tensor } => {
                 write!(f, "tensor {} was added with its data: pieces are for declared ones", Quoted(tensor))
             }
-            E::NotSynced { source, in_place: false } => {
-                write!(f, "cannot sync: {source}; what was written may be lost: begin anew with another writer")
+            E::NotSynced { source, found } => {
+                write!(f, "cannot sync: {source}; ")?;
+                f.write_str(match found {
+                    Found::Old => "what was written may be lost: begin anew with another writer",
+                    Found::New => "the new checkpoint is in place, but perhaps not after a crash of the system",
+                    Found::Neither => {
+                        "the index is gone, and what was written may be lost: begin anew with another writer"
+                    }
+                })
             }
-            E::NotSynced { source, in_place: true } => {
-                write!(f, "cannot sync the folder: {source}; the new file is in place, but perhaps not after a crash")
+            E::Unfinished { source, found: Found::Neither } => {
+                write!(f, "{source}; the index is gone until there is the new one: finish again")
             }
-            E::Unsupported(what) => f.write_str(what),
+            E::Unfinished { source, .. } => {
+                write!(f, "{source}; the new checkpoint is in place, but not all files are in order: finish again")
+            }
             E::NoMemory => f.write_str("no memory for the directory"),
         }
     }
@@ -193,6 +220,7 @@ impl std::error::Error for WriterError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             WriterError::NotSynced { source, .. } => Some(source),
+            WriterError::Unfinished { source, .. } => Some(source),
             _ => None,
         }
     }

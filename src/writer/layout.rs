@@ -50,9 +50,7 @@ pub(super) fn lay_out(
     for mut order in orders.drain(..) {
         if !rules.insertion_order {
             order.sort_unstable_by(|a, b| match (entries.get(*a), entries.get(*b)) {
-                (Some(a), Some(b)) => {
-                    b.dtype.cmp(&a.dtype).then_with(|| entries.name(a).as_bytes().cmp(entries.name(b).as_bytes()))
-                }
+                (Some(a), Some(b)) => b.dtype.cmp(&a.dtype).then_with(|| entries.by_name(a, b)),
                 _ => a.cmp(b),
             });
         }

@@ -9,7 +9,9 @@
 //! data       its bytes, wherever they are
 //! fill       writing large amounts, several blocks at once
 //! checksums  of what was written, for the metadata
-//! publish    from temporary files to a checkpoint
+//! finish     from what was added to complete files
+//! plan       from complete files to steps
+//! publish    the steps to a checkpoint
 //! ```
 
 mod checksums;
@@ -18,27 +20,27 @@ mod dealer;
 mod entries;
 mod error;
 mod fill;
+mod finish;
 mod layout;
 mod options;
+mod plan;
 mod publish;
 mod shard;
 mod target;
 
-pub use error::WriterError;
+pub use error::{Found, WriterError};
 pub use options::{Checksums, WriterOptions};
 
 use crate::error::Error;
-use crate::format::encode::{encode_index, metadata_text_len, tensor_text_len, text_len, Described};
+use crate::format::encode::{metadata_text_len, tensor_text_len, Described};
 use crate::format::{bits_of, shape_text, Dtype, MAX_HEADER_LEN};
 use crate::quote::excerpt;
 use crate::storage::output::Temporary;
 use crate::storage::StorageError;
 use dealer::{Dealer, Refused};
 use entries::{Entries, Metadata, Source};
-use fill::Failed;
-use layout::{lay_out, Layout, Rules};
-use publish::{can_link, Move, Publication, Stopped};
-use shard::{write_text, Shard};
+use layout::Layout;
+use shard::Shard;
 use std::ffi::CString;
 use std::io;
 use std::path::Path;
@@ -81,14 +83,21 @@ pub struct Writer<'d> {
     dealer: Dealer,
     /// A temporary file that was made at once, to find out early whether it can be: the first that is needed.
     first: Option<Temporary>,
+    /// Whether files that are made must not be more open than those that they will replace.
+    is_private: bool,
     stage: Stage,
-    /// Whether all files are there, in their full length.
-    is_prepared: bool,
     layout: Layout,
     shards: Vec<Shard>,
+    /// The permissions of files whose names are new.
+    mode: Option<u32>,
     /// The temporary files of indices, while they are published.
     indices: Vec<Temporary>,
-    publication: Option<Publication>,
+    /// Old shards that no index will name any more.
+    obsolete: Vec<CString>,
+    /// What a reader finds.
+    found: Found,
+    /// Whether files may have come to their places, or an index name the temporary ones.
+    has_begun: bool,
 }
 
 /// How far a writer is.
@@ -96,12 +105,15 @@ pub struct Writer<'d> {
 enum Stage {
     /// Tensors and metadata can be added.
     Open,
-    /// Where everything lies is fixed.
+    /// Where everything lies is fixed, or will be when there is memory to find it out.
     Sealed,
+    /// All files are there, in their full length.
+    Prepared,
+    /// All files are complete, and the disk has them.
+    Written,
     /// A sync has failed. Later ones would succeed, since the system tells of an error once, and would mean nothing.
     Broken {
         os_error: i32,
-        in_place: bool,
     },
     Finished,
 }
@@ -119,9 +131,10 @@ impl<'d> Writer<'d> {
     pub fn create(path: impl AsRef<Path>, options: WriterOptions) -> Result<Writer<'d>, Error> {
         let alignment = options.checked_alignment()?;
         let target = Target::open(path.as_ref(), options.max_shard_bytes > 0)?;
-        let is_private = target.replaced_mode(&target.name).map_err(|source| target.storage_error(source))?.is_some();
-        let first = Temporary::create(&target.folder, &target.temporaries, is_private);
-        let first = Some(first.map_err(|source| target.storage_error(source))?);
+        let storage = |source| target.storage_error(source);
+        let replaced = target.common_mode().and_then(|common| Ok(common.or(target.mode_of(&target.name)?)));
+        let is_private = replaced.map_err(storage)?.is_some();
+        let first = Some(Temporary::create(&target.folder, &target.temporaries, is_private).map_err(storage)?);
         Ok(Writer {
             dealer: Dealer::new(options.max_shard_bytes),
             target,
@@ -130,16 +143,23 @@ impl<'d> Writer<'d> {
             entries: Entries::default(),
             metadata: Metadata::default(),
             first,
+            is_private,
             stage: Stage::Open,
-            is_prepared: false,
             layout: Layout { starts: Vec::new(), numbers: Vec::new() },
             shards: Vec::new(),
+            mode: None,
             indices: Vec::new(),
-            publication: None,
+            obsolete: Vec::new(),
+            found: Found::Old,
+            has_begun: false,
         })
     }
 
     /// Adds an entry to the metadata of each file. Entries keep their order.
+    ///
+    /// Whoever copies the metadata of another checkpoint must leave its checksums out, which are not those of what is written here:
+    /// [`CRC_KEY`](crate::format::CRC_KEY), [`SHA256_KEY`](crate::format::SHA256_KEY), [`BLAKE3_KEY`](crate::format::BLAKE3_KEY). They are
+    /// taken as they are given, and with wrong ones the file looks damaged.
     ///
     /// # Errors
     ///
@@ -206,40 +226,23 @@ impl<'d> Writer<'d> {
     }
 
     /// Writes what is left to be written, waits until the disk has it, and puts the checkpoint in its place. After a failure it may
-    /// be called again when the cause is mended.
+    /// be called again when the cause is mended; what was done is not done again.
     ///
     /// # Errors
     ///
     /// [`Error::Writer`]: a tensor lacks bytes; a header is too large; the disk would not say that it has everything
-    /// ([`WriterError::NotSynced`], after which nothing helps but another writer). [`Error::Storage`]: the disk is full, or failed.
-    /// [`Error::Cancelled`].
+    /// ([`WriterError::NotSynced`], after which nothing helps but another writer); something failed when the new checkpoint was in place
+    /// already, or the old one was gone ([`WriterError::Unfinished`]). [`Error::Storage`]: the disk is full, or failed; for
+    /// 30 s somebody else has had the folder locked. [`Error::Cancelled`].
     pub fn finish(&mut self) -> Result<(), Error> {
         self.usable().map_err(|source| self.error(source))?;
         self.seal()?;
         self.complete().map_err(|source| self.error(source))?;
         self.options.task.check()?;
         self.prepare()?;
-        let done = self.finish_prepared();
+        let done = self.write_out().and_then(|()| self.publish());
         self.options.task.end();
         done
-    }
-
-    fn finish_prepared(&mut self) -> Result<(), Error> {
-        if self.publication.is_none() {
-            self.fill()?;
-            self.headers()?;
-            self.sync()?;
-        }
-        // Two writers of the same shards would mix theirs.
-        let several = self.options.max_shard_bytes > 0;
-        let task = &self.options.task;
-        let lock = if several { self.target.folder.lock(|| task.check())? } else { None };
-        if self.publication.is_none() {
-            self.publication = Some(self.plan()?);
-        }
-        self.publish()?;
-        drop(lock);
-        Ok(())
     }
 
     fn push(
@@ -292,205 +295,6 @@ impl<'d> Writer<'d> {
         }
     }
 
-    /// Fixes where everything lies.
-    fn seal(&mut self) -> Result<(), Error> {
-        self.stage = Stage::Sealed;
-        if !self.shards.is_empty() {
-            return Ok(());
-        }
-        let rules = Rules {
-            insertion_order: self.options.insertion_order,
-            alignment: self.alignment,
-            checksums: self.options.checksums,
-        };
-        let laid_out = self
-            .dealer
-            .numbers()
-            .and_then(|numbers| lay_out(&self.entries, &self.metadata, numbers, rules))
-            .map_err(|source| self.error(source))?;
-        let (layout, shards) = laid_out;
-        self.layout = layout;
-        self.shards = shards.into_iter().map(Shard::new).collect();
-        Ok(())
-    }
-
-    /// Sees to it that all files are there, in their full length.
-    fn prepare(&mut self) -> Result<(), Error> {
-        if self.is_prepared {
-            return Ok(());
-        }
-        self.seal()?;
-        let len = self.shards.len();
-        let target = &self.target;
-        for (number, shard) in self.shards.iter_mut().enumerate() {
-            let name = file_name(target, number, len);
-            shard.prepare(target, &name, &mut self.first).map_err(|source| target.storage_error(source))?;
-        }
-        self.first = None;
-        self.is_prepared = true;
-        Ok(())
-    }
-
-    /// Whether every tensor has its bytes.
-    fn complete(&self) -> Result<(), WriterError> {
-        let missing = |entry: &entries::Entry<'_>| match entry.source {
-            Source::Declared { written } => entry.nbytes.saturating_sub(written),
-            Source::Added(_) => 0,
-        };
-        let mut lacking = self.entries.iter().filter(|entry| missing(entry) > 0);
-        match lacking.next() {
-            Some(first) => Err(WriterError::Incomplete {
-                tensor: excerpt(self.entries.name(first)),
-                missing: missing(first),
-                tensors: 1 + lacking.count() as u64,
-            }),
-            None => Ok(()),
-        }
-    }
-
-    /// Writes the tensors that were added.
-    fn fill(&mut self) -> Result<(), Error> {
-        let (entries, starts, target, task) = (&self.entries, &self.layout.starts, &self.target, &self.options.task);
-        let mut runs = Vec::new();
-        for shard in self.shards.iter().filter(|shard| !shard.is_filled) {
-            let of_shard = shard.data(entries, starts).map(|data| fill::runs(&data)).unwrap_or_else(|| Ok(Vec::new()));
-            runs.push(of_shard.map_err(|source| target.storage_error(source))?);
-        }
-        let total = runs.iter().flatten().fold(0u64, |sum, run| sum.saturating_add(run.end - run.start));
-        let hashed = |shard: &Shard| checksums::bytes(self.options.checksums, shard.layout.data_len());
-        let hashed = self.shards.iter().map(hashed).fold(total, u64::saturating_add);
-        task.begin(hashed, entries.len() as u64);
-        for (shard, runs) in self.shards.iter_mut().filter(|shard| !shard.is_filled).zip(&runs) {
-            if let Some(data) = shard.data(entries, starts) {
-                fill::fill(&data, runs, total >= fill::LARGE, task).map_err(|failed| match failed {
-                    Failed::Storage(source) => target.storage_error(source),
-                    Failed::Cancelled(cancelled) => cancelled,
-                })?;
-            }
-            shard.is_filled = true;
-        }
-        // Those without bytes, and those that were written before.
-        let done = task.progress().items_done;
-        task.done(0, (entries.len() as u64).saturating_sub(done))
-    }
-
-    fn headers(&self) -> Result<(), Error> {
-        for shard in &self.shards {
-            let Some(data) = shard.data(&self.entries, &self.layout.starts) else { continue };
-            let (checksums, task) = (self.options.checksums, &self.options.task);
-            let values = checksums::values(checksums, &data, &self.metadata, &self.target, task)?;
-            data.write_header(&self.metadata, &values).map_err(|source| self.target.storage_error(source))?;
-        }
-        Ok(())
-    }
-
-    /// Gives files the permissions of those that they replace, and waits until the disk has them.
-    fn sync(&mut self) -> Result<(), Error> {
-        let len = self.shards.len();
-        for number in 0..len {
-            let name = file_name(&self.target, number, len);
-            let Some(file) = self.shards.get(number).and_then(|shard| shard.file.as_ref()) else { continue };
-            settle(&self.target, file, &name).map_err(|source| self.target.storage_error(source))?;
-        }
-        for number in 0..len {
-            self.options.task.check()?;
-            let Some(file) = self.shards.get(number).and_then(|shard| shard.file.as_ref()) else { continue };
-            let synced = if self.options.no_sync { Ok(()) } else { file.sync() };
-            synced.map_err(|source| self.broken(source, false))?;
-        }
-        Ok(())
-    }
-
-    /// The steps that put the files in their places.
-    fn plan(&mut self) -> Result<Publication, Error> {
-        let is_sharded = self.options.max_shard_bytes > 0;
-        let len = self.shards.len();
-        self.indices.clear();
-        let target = &self.target;
-        let storage = |source| target.storage_error(source);
-        let mut old = if is_sharded { target.indexed().map_err(storage)? } else { Vec::new() };
-        old.retain(|name| target.is_shard(name));
-        let mut files = Vec::new();
-        let mut collides = false;
-        for (number, shard) in self.shards.iter().enumerate() {
-            let to = file_name(target, number, len);
-            let Some(from) = shard.file.as_ref().and_then(Temporary::name) else { continue };
-            collides |= target.folder.find(&to).map_err(storage)?.is_some();
-            files.push(Move { from: from.to_owned(), to });
-        }
-        if len == 1 {
-            let index = is_sharded.then(|| target.index_name());
-            let index = index.filter(|index| matches!(target.folder.find(index), Ok(Some(_))));
-            let file = files.pop().ok_or_else(|| self.error(WriterError::NoMemory))?;
-            return Ok(Publication::of_one(file, index, old));
-        }
-        let mut new: Vec<&CString> = files.iter().map(|file| &file.to).collect();
-        new.sort_unstable();
-        old.retain(|name| new.binary_search(&name).is_err());
-        drop(new);
-        let index = self.index(&files, |file| &file.to)?;
-        let first = files.first().map(|file| file.from.as_c_str()).unwrap_or_default();
-        if !collides {
-            return Ok(Publication::of_new(files, index, old));
-        }
-        if !can_link(&self.target, first) {
-            return Ok(Publication::of_replacing_without_links(files, index, old));
-        }
-        let between = self.index(&files, |file| &file.from)?.from;
-        let links = files.iter().map(|_| self.target.temporaries.next()).collect();
-        Ok(Publication::of_replacing(files, links, between, index, old))
-    }
-
-    /// Writes an index that calls the files as `name_of` does.
-    fn index(&mut self, files: &[Move], name_of: impl Fn(&Move) -> &CString) -> Result<Move, Error> {
-        let to = self.target.index_name();
-        let storage = |source| self.target.storage_error(source);
-        let is_private = self.target.replaced_mode(&to).map_err(storage)?.is_some();
-        let made = Temporary::create(&self.target.folder, &self.target.temporaries, is_private);
-        let file = made.map_err(storage)?;
-        let mut order = Vec::new();
-        order.try_reserve_exact(self.entries.len()).map_err(|_| self.error(WriterError::NoMemory))?;
-        order.extend(self.entries.iter());
-        order.sort_unstable_by(|a, b| self.entries.name(a).as_bytes().cmp(self.entries.name(b).as_bytes()));
-        let total = self.entries.iter().fold(0u64, |sum, entry| sum.saturating_add(entry.nbytes));
-        let file_of = |entry: &entries::Entry<'_>| {
-            let number = self.layout.numbers.get(entry.shard)?;
-            name_of(files.get(*number)?).to_str().ok()
-        };
-        let named = || order.iter().filter_map(|entry| Some((self.entries.name(entry), file_of(entry)?)));
-        let len = text_len(|text| encode_index(text, total, named()));
-        file.allocate(len).map_err(storage)?;
-        write_text(&file, |text| encode_index(text, total, named())).map_err(storage)?;
-        settle(&self.target, &file, &to).map_err(storage)?;
-        if !self.options.no_sync {
-            file.sync().map_err(|source| self.broken(source, false))?;
-        }
-        let from = file.name().map(ToOwned::to_owned).unwrap_or_default();
-        self.indices.push(file);
-        Ok(Move { from, to })
-    }
-
-    fn publish(&mut self) -> Result<(), Error> {
-        let Some(publication) = &mut self.publication else { return Ok(()) };
-        match publication.run(&self.target.folder, !self.options.no_sync) {
-            Ok(()) => {
-                self.stage = Stage::Finished;
-                // No temporary name is left.
-                let files = self.shards.iter_mut().filter_map(|shard| shard.file.as_mut());
-                files.chain(&mut self.indices).for_each(Temporary::keep);
-                self.shards.clear();
-                self.indices.clear();
-                if self.options.max_shard_bytes > 0 {
-                    // An index of a writer that died while it published has named them until now.
-                    self.target.remove_leftovers(false);
-                }
-                Ok(())
-            }
-            Err(Stopped { source, is_sync: true, in_place }) => Err(self.broken(source, in_place)),
-            Err(Stopped { source, .. }) => Err(self.target.storage_error(source)),
-        }
-    }
-
     fn open_for(&self, what: &'static str) -> Result<(), WriterError> {
         self.usable()?;
         match self.stage {
@@ -501,21 +305,23 @@ impl<'d> Writer<'d> {
 
     fn usable(&self) -> Result<(), WriterError> {
         match self.stage {
-            Stage::Open | Stage::Sealed => Ok(()),
-            Stage::Broken { os_error, in_place } => {
-                Err(WriterError::NotSynced { source: io::Error::from_raw_os_error(os_error), in_place })
-            }
+            Stage::Open | Stage::Sealed | Stage::Prepared | Stage::Written => Ok(()),
+            Stage::Broken { os_error } => Err(self.not_synced(os_error)),
             Stage::Finished => Err(WriterError::Finished),
         }
     }
 
-    fn broken(&mut self, source: StorageError, in_place: bool) -> Error {
+    fn broken(&mut self, source: StorageError) -> Error {
         let os_error = match source {
             StorageError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             _ => libc::EIO,
         };
-        self.stage = Stage::Broken { os_error, in_place };
-        self.error(WriterError::NotSynced { source: io::Error::from_raw_os_error(os_error), in_place })
+        self.stage = Stage::Broken { os_error };
+        self.error(self.not_synced(os_error))
+    }
+
+    fn not_synced(&self, os_error: i32) -> WriterError {
+        WriterError::NotSynced { source: io::Error::from_raw_os_error(os_error), found: self.found }
     }
 
     fn error(&self, source: WriterError) -> Error {
@@ -526,25 +332,9 @@ impl<'d> Writer<'d> {
 impl Drop for Writer<'_> {
     /// Leaves nothing behind but what has been published.
     fn drop(&mut self) {
-        if let Some(publication) = &self.publication {
-            publication.abandon(&self.target.folder, self.shards.iter_mut().filter_map(|shard| shard.file.as_mut()));
+        if self.has_begun && !matches!(self.stage, Stage::Finished) {
+            self.abandon();
         }
-    }
-}
-
-/// What file `number` of `len` is called.
-fn file_name(target: &Target, number: usize, len: usize) -> CString {
-    match len {
-        1 => target.name.clone(),
-        _ => target.shard_name(number, len),
-    }
-}
-
-/// Gives a file the permissions of the one that it replaces.
-fn settle(target: &Target, file: &Temporary, name: &std::ffi::CStr) -> Result<(), StorageError> {
-    match target.replaced_mode(name)? {
-        Some(mode) => file.set_mode(mode),
-        None => Ok(()),
     }
 }
 

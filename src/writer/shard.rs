@@ -6,7 +6,6 @@ use super::layout::ShardLayout;
 use super::target::Target;
 use crate::storage::output::Temporary;
 use crate::storage::StorageError;
-use std::ffi::CStr;
 use std::io::{self, BufWriter, Write};
 
 /// Bytes of a header that are written at once.
@@ -31,18 +30,12 @@ impl Shard {
     pub(super) fn prepare(
         &mut self,
         target: &Target,
-        name: &CStr,
+        is_private: bool,
         made: &mut Option<Temporary>,
     ) -> Result<(), StorageError> {
-        let file = match self.file.take() {
+        let file = match self.file.take().or_else(|| made.take()) {
             Some(file) => file,
-            None => {
-                let is_private = target.replaced_mode(name)?.is_some();
-                match made.take() {
-                    Some(made) if made.is_private() == is_private => made,
-                    _ => Temporary::create(&target.folder, &target.temporaries, is_private)?,
-                }
-            }
+            None => Temporary::create(&target.folder, &target.temporaries, is_private)?,
         };
         let file = self.file.insert(file);
         if !self.is_allocated {

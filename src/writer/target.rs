@@ -1,7 +1,7 @@
 //! What the files of a checkpoint are called, and the folder that they go to.
 
 use crate::error::Error;
-use crate::format::{Index, MAX_INDEX_LEN, MAX_SHARDS};
+use crate::format::{unnamed, Index, IndexError, MAX_INDEX_LEN};
 use crate::storage::output::{remove_leftovers, Existing, OutputFolder, TemporaryNames};
 use crate::storage::StorageError;
 use std::ffi::{CStr, CString};
@@ -15,6 +15,15 @@ const END: &[u8] = b".safetensors";
 /// Digits of a shard's number.
 const DIGITS: usize = 5;
 
+/// What an index says of files.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Indexed {
+    /// Those that it names, in byte order.
+    pub(super) named: Vec<CString>,
+    /// Those that its writer had still to put in place, or to remove: all are called like shards of this checkpoint.
+    pub(super) unnamed: Vec<CString>,
+}
+
 /// Where a checkpoint goes.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -25,6 +34,8 @@ pub(super) struct Target {
     pub(super) name: CString,
     /// The name without its `.safetensors`.
     stem: Vec<u8>,
+    /// Whether there may be several files, and an index.
+    is_sharded: bool,
     pub(super) temporaries: TemporaryNames,
 }
 
@@ -55,6 +66,7 @@ impl Target {
             path: text.clone(),
             folder,
             stem: name.strip_suffix(END).filter(|stem| !stem.is_empty()).unwrap_or(name).to_owned(),
+            is_sharded,
             temporaries: TemporaryNames::of(name),
             name: c_name,
         };
@@ -63,18 +75,22 @@ impl Target {
             target.folder.find(&target.index_name()).map_err(storage)?;
             target.folder.find(&target.shard_name(0, 1)).map_err(storage)?;
         }
-        target.remove_leftovers(true);
+        target.remove_leftovers();
         Ok(target)
     }
 
-    /// Removes what writers of the same checkpoint have left behind that have died; but not, with `keep_named`, what an index names that
-    /// one of them has just replaced.
-    pub(super) fn remove_leftovers(&self, keep_named: bool) {
-        let named = std::cell::OnceCell::new();
-        remove_leftovers(&self.folder, &self.temporaries, |name| {
-            let old = || self.indexed().unwrap_or_default();
-            keep_named && named.get_or_init(old).iter().any(|kept| kept.as_c_str() == name)
-        });
+    /// Removes what writers of the same checkpoint have left behind that have died; but not what an index names that one of them has put
+    /// in place.
+    pub(super) fn remove_leftovers(&self) {
+        remove_leftovers(&self.folder, &self.temporaries, || Ok(self.indexed()?.named));
+    }
+
+    /// What file `number` of `len` is called.
+    pub(super) fn file_name(&self, number: usize, len: usize) -> CString {
+        match len {
+            1 => self.name.clone(),
+            _ => self.shard_name(number, len),
+        }
     }
 
     /// The name of shard `number` of `len`.
@@ -104,20 +120,43 @@ impl Target {
         })
     }
 
-    /// The files that the index on the disk names. Empty if there is none, or none that can be read.
-    pub(super) fn indexed(&self) -> Result<Vec<CString>, StorageError> {
-        let Some(text) = self.folder.read(&self.index_name(), MAX_INDEX_LEN)? else { return Ok(Vec::new()) };
-        let index = Index::parse(&text).ok();
-        let names = index.iter().flat_map(|index| index.shards()).take(MAX_SHARDS);
-        Ok(names.filter_map(|name| CString::new(name).ok()).collect())
+    /// What the index on the disk says. Nothing if there is none, or none that can be understood.
+    pub(super) fn indexed(&self) -> Result<Indexed, StorageError> {
+        let Some(text) = self.folder.read(&self.index_name(), MAX_INDEX_LEN)? else { return Ok(Indexed::default()) };
+        let index = match Index::parse(&text) {
+            Ok(index) => index,
+            Err(IndexError::NoMemory { len }) => return Err(StorageError::NoMemory { nbytes: len }),
+            Err(_) => return Ok(Indexed::default()),
+        };
+        let named = index.shards().filter_map(|name| CString::new(name).ok()).collect();
+        let unnamed = unnamed(&text).into_iter().filter_map(|name| CString::new(name).ok());
+        Ok(Indexed { named, unnamed: unnamed.filter(|name| self.is_shard(name)).collect() })
     }
 
-    /// The permissions of the regular file that is replaced under a name, if there is one.
-    pub(super) fn replaced_mode(&self, name: &CStr) -> Result<Option<u32>, StorageError> {
+    /// The permissions of the regular file of a name, if there is one.
+    pub(super) fn mode_of(&self, name: &CStr) -> Result<Option<u32>, StorageError> {
         Ok(match self.folder.find(name)? {
             Some(Existing::File { mode, .. }) => Some(mode),
             Some(Existing::Link) | None => None,
         })
+    }
+
+    /// The permissions that the files of the old checkpoint have in common; `None` where there is none. For files whose names are new.
+    pub(super) fn common_mode(&self) -> Result<Option<u32>, StorageError> {
+        let common = |of: Option<u32>, names: &[CString]| {
+            let modes = names.iter().filter_map(|name| self.mode_of(name).ok().flatten());
+            of.into_iter().chain(modes).reduce(|a, b| a & b)
+        };
+        let index = if self.is_sharded { self.mode_of(&self.index_name())? } else { None };
+        if index.is_some() {
+            return Ok(common(index, &self.indexed()?.named));
+        }
+        let single = self.mode_of(&self.name)?;
+        if single.is_some() || !self.is_sharded {
+            return Ok(single);
+        }
+        let shards = self.folder.names(|name| self.is_shard(name)).map_err(|error| StorageError::io("list", error))?;
+        Ok(common(None, &shards))
     }
 
     pub(super) fn storage_error(&self, source: StorageError) -> Error {

@@ -590,3 +590,87 @@ fn a_task_ends_finish_in_the_middle() {
     drop(writer);
     assert!(names(folder.path()).is_empty());
 }
+
+/// As a program does that locks the folder for reasons of its own; and a writer of one file need not care.
+#[test]
+fn folders_that_are_locked_are_not_waited_for_after_cancelling() {
+    let folder = folder();
+    let path = folder.path().join("model.safetensors");
+    let locked = fs::File::open(folder.path()).unwrap();
+    // SAFETY: the descriptor is open.
+    assert_eq!(unsafe { libc::flock(std::os::fd::AsRawFd::as_raw_fd(&locked), libc::LOCK_EX) }, 0);
+    write_small(&path, b"1");
+    fs::remove_file(&path).unwrap();
+    let task = Arc::<Task>::default();
+    let options = WriterOptions { max_shard_bytes: 1, task: Arc::clone(&task), ..quick() };
+    let mut writer = Writer::create(&path, options).unwrap();
+    writer.add("a", Dtype::U8, &[1], b"1").unwrap();
+    writer.add("b", Dtype::U8, &[1], b"1").unwrap();
+    let canceller = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        task.cancel();
+    });
+    assert!(matches!(writer.finish(), Err(Error::Cancelled)));
+    canceller.join().unwrap();
+    drop(writer);
+    assert!(names(folder.path()).is_empty());
+    drop(locked);
+    write_sharded(&path, 2, 1);
+}
+
+/// What they were given to is not what has come in its place.
+#[test]
+fn special_permissions_are_not_passed_on() {
+    let folder = folder();
+    let path = folder.path().join("a");
+    write_small(&path, b"1");
+    for (special, plain) in [(0o4755, 0o755), (0o2750, 0o750), (0o1644, 0o644), (0o7600, 0o600)] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(special)).unwrap();
+        write_small(&path, b"2");
+        assert_eq!(mode(&path), plain);
+    }
+}
+
+/// Files of new names get what those before them have in common, others what is theirs.
+#[test]
+fn shards_of_a_private_checkpoint_stay_private() {
+    for (old, new) in [(3, 4), (3, 3), (3, 1), (1, 3)] {
+        let folder = folder();
+        let path = folder.path().join("model.safetensors");
+        write_sharded(&path, old, 1);
+        let before = names(folder.path());
+        for (i, name) in before.iter().enumerate() {
+            let mode = if i == 1 { 0o644 } else { 0o640 };
+            fs::set_permissions(folder.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        write_sharded(&path, new, 2);
+        for name in names(folder.path()) {
+            let kept = before.get(1) == Some(&name);
+            assert_eq!(mode(&folder.path().join(&name)), if kept { 0o644 } else { 0o640 }, "{old} {new} {name}");
+        }
+    }
+}
+
+/// An index that a writer has left in the middle says what is to be removed, and nothing else is.
+#[test]
+fn what_an_index_in_between_lists_is_removed() {
+    let folder = folder();
+    let path = folder.path().join("model.safetensors");
+    write_sharded(&path, 3, 1);
+    let index = folder.path().join("model.safetensors.index.json");
+    let mut text: serde_json::Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    let others = ["other.safetensors", "model-00007-of-00009.safetensors", "sub/model-00001-of-00009.safetensors"];
+    let listed =
+        ["model-00008-of-00009.safetensors", "other.safetensors", "../x", "sub/model-00001-of-00009.safetensors"];
+    text["metadata"]["safetensors_lazy.unnamed"] = listed.into();
+    fs::write(&index, text.to_string()).unwrap();
+    fs::create_dir(folder.path().join("sub")).unwrap();
+    for name in others.iter().chain(&listed[..1]) {
+        fs::write(folder.path().join(name), "of somebody").unwrap();
+    }
+    assert_sharded(&index, 3, 1);
+    write_sharded(&path, 2, 2);
+    assert!(others.iter().all(|name| folder.path().join(name).exists()));
+    assert_eq!(names(folder.path()).len(), 3 + 3);
+    assert_sharded(&index, 2, 2);
+}

@@ -1,5 +1,6 @@
 //! The folder of an output, by descriptor.
 
+use super::lock::Lock;
 use crate::storage::pread::FileId;
 use crate::storage::{FileKind, StorageError};
 use std::ffi::{CStr, CString};
@@ -7,6 +8,10 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::time::Duration;
+
+/// The permissions of a mode. Not set-user-ID, set-group-ID and sticky: those were meant for the very bytes that had them.
+const PERMISSIONS: u32 = 0o777;
 
 /// A folder that files are made in. All names are those of files in it.
 #[derive(Debug)]
@@ -17,7 +22,7 @@ pub(crate) struct OutputFolder(File);
 pub(crate) enum Existing {
     /// A regular file.
     File {
-        /// Its permissions.
+        /// Its permissions: who may read, write and execute it, and nothing that a program could be run by.
         mode: u32,
         /// Which file it is.
         id: FileId,
@@ -76,7 +81,7 @@ impl OutputFolder {
         Err(StorageError::NotAFile(match stat.st_mode & libc::S_IFMT {
             libc::S_IFREG => {
                 let id = FileId::new(stat.st_dev, stat.st_ino);
-                return Ok(Some(Existing::File { mode: stat.st_mode & 0o7777, id }));
+                return Ok(Some(Existing::File { mode: stat.st_mode & PERMISSIONS, id }));
             }
             libc::S_IFLNK => return Ok(Some(Existing::Link)),
             libc::S_IFDIR => FileKind::Folder,
@@ -121,19 +126,12 @@ impl OutputFolder {
         }
     }
 
-    /// Waits until no other writer, of this process or another, publishes several files here, or until `give_up`; the lock lasts as
-    /// long as the result. `None` where there are no locks.
-    pub(crate) fn lock<E>(&self, give_up: impl Fn() -> Result<(), E>) -> Result<Option<File>, E> {
-        // A descriptor of its own, so that the lock goes with it.
-        let Ok(own) = self.open_again() else { return Ok(None) };
-        loop {
-            match lock(&own) {
-                Ok(()) => return Ok(Some(own)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => give_up()?,
-                Err(_) => return Ok(None),
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+    /// Waits until no other writer, of this process or another, publishes several files here; the lock lasts as long as the result. No
+    /// longer than `patience`, and no longer than it `is_wanted`. `None` where there are no locks.
+    pub(crate) fn lock(&self, patience: Duration, is_wanted: impl Fn() -> bool) -> Result<Option<Lock>, StorageError> {
+        // A descriptor of its own: others of this process have to wait too.
+        let own = self.open_again().map_err(|error| StorageError::io("open the folder to lock it", error))?;
+        Lock::take(own, patience, is_wanted)
     }
 
     fn open_again(&self) -> io::Result<File> {
@@ -141,7 +139,7 @@ impl OutputFolder {
     }
 
     /// The names that are `wanted`.
-    pub(super) fn names(&self, wanted: impl Fn(&CStr) -> bool) -> io::Result<Vec<CString>> {
+    pub(crate) fn names(&self, wanted: impl Fn(&CStr) -> bool) -> io::Result<Vec<CString>> {
         let own = self.open_again()?;
         // SAFETY: an open descriptor of a folder, which the stream takes over if there is one.
         let stream = unsafe { libc::fdopendir(own.as_raw_fd()) };
@@ -167,12 +165,6 @@ impl OutputFolder {
         unsafe { libc::closedir(stream) };
         Ok(names)
     }
-}
-
-/// Takes the lock of an open file, if nobody else has it.
-pub(super) fn lock(file: &File) -> io::Result<()> {
-    // SAFETY: the descriptor is open.
-    checked(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })
 }
 
 fn open(folder: RawFd, name: &CStr, flags: libc::c_int, mode: u32) -> io::Result<File> {
@@ -223,14 +215,29 @@ mod tests {
     }
 
     #[test]
-    fn lock_waits_until_told_otherwise() {
+    fn lock_waits_until_told_otherwise_and_not_for_ever() {
         let folder = tempfile::tempdir().unwrap();
         let path = CString::new(folder.path().as_os_str().as_bytes()).unwrap();
         let (one, other) = (OutputFolder::open(&path).unwrap(), OutputFolder::open(&path).unwrap());
-        let held = one.lock(|| Err::<(), ()>(())).unwrap();
+        let timed_out = |error: StorageError| matches!(error, StorageError::Io { source, .. } if source.raw_os_error() == Some(libc::ETIMEDOUT));
+        let held = one.lock(Duration::from_secs(60), || true).unwrap();
         assert!(held.is_some());
-        assert!(other.lock(|| Err(())).is_err());
+        assert!(timed_out(other.lock(Duration::from_secs(60), || false).unwrap_err()));
+        assert!(timed_out(other.lock(Duration::from_millis(20), || true).unwrap_err()));
         drop(held);
-        assert!(other.lock(|| Err(())).unwrap().is_some());
+        assert!(other.lock(Duration::ZERO, || true).unwrap().is_some());
+    }
+
+    /// As a child has it that was forked while the folder was locked.
+    #[test]
+    fn lock_goes_though_another_has_the_same_open_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = CString::new(folder.path().as_os_str().as_bytes()).unwrap();
+        let output = OutputFolder::open(&path).unwrap();
+        let file = output.open_again().unwrap();
+        let inherited = file.try_clone().unwrap();
+        drop(Lock::take(file, Duration::ZERO, || true).unwrap().unwrap());
+        assert!(output.lock(Duration::ZERO, || true).unwrap().is_some());
+        drop(inherited);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! folder     the folder, by descriptor: everything is done relative to it, wherever it is moved
+//! lock       locks by which writers know of one another
 //! names      names of temporary files, by which those of dead writers are found again
 //! temporary  a temporary file, locked by its writer
 //! leftovers  temporary files whose writers have died
@@ -10,12 +11,14 @@
 
 mod folder;
 mod leftovers;
+mod lock;
 mod names;
 mod temporary;
 mod write;
 
 pub(crate) use folder::{Existing, OutputFolder};
 pub(crate) use leftovers::remove_leftovers;
+pub(crate) use lock::Lock;
 pub(crate) use names::TemporaryNames;
 pub(crate) use temporary::{Direct, Temporary};
 pub(crate) use write::{DIRECT_ADDRESS, DIRECT_ALIGNMENT};

@@ -1,6 +1,7 @@
 //! A file that is not there yet.
 
-use super::folder::{checked, lock, Existing, OutputFolder};
+use super::folder::{checked, Existing, OutputFolder};
+use super::lock::{try_lock, Tried};
 use super::names::TemporaryNames;
 use super::write::{write_all_at, DontCache};
 use crate::storage::pread::{read_exact_at, FileId};
@@ -17,17 +18,18 @@ use std::sync::Arc;
 /// How often a name is tried that another file has.
 const ATTEMPTS: usize = 100;
 
-/// A file under a temporary name, which goes when this does, unless it has been published or kept.
+/// A file under a temporary name, which goes when this does, unless it is kept. (The file itself stays if it has another name besides, or
+/// instead.)
 ///
 /// Its lock, which ends with the process, tells others that its writer is alive.
 #[derive(Debug)]
 pub(crate) struct Temporary {
     folder: Arc<OutputFolder>,
     file: File,
-    /// `None` once nothing is to be removed any more.
-    name: Option<CString>,
-    /// Whether it was made for its owner's eyes only.
-    is_private: bool,
+    id: FileId,
+    name: CString,
+    /// Whether its name is somebody else's to remove.
+    is_kept: bool,
     dont_cache: DontCache,
 }
 
@@ -47,32 +49,33 @@ impl Temporary {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(refused(error)),
             };
-            let locked = lock(&file);
-            let id = FileId::of(&file.metadata().map_err(refused)?);
-            let folder = Arc::clone(folder);
-            let dont_cache = DontCache::default();
-            let temporary = Temporary { folder, file, name: Some(name), is_private, dont_cache };
+            let looked =
+                file.metadata().map(|metadata| FileId::of(&metadata)).and_then(|id| Ok((id, try_lock(&file)?)));
+            let (id, locked) = match looked {
+                Ok(looked) => looked,
+                Err(error) => {
+                    let _ = folder.unlink(&name);
+                    return Err(refused(error));
+                }
+            };
+            let (folder, dont_cache) = (Arc::clone(folder), DontCache::default());
+            let temporary = Temporary { folder, file, id, name, is_kept: false, dont_cache };
             // Whoever removes leftovers may have been quicker than the lock: then the name is gone, or about to go.
-            let is_taken = matches!(&locked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
-            if !is_taken && temporary.is_named(id) {
+            if locked != Tried::Taken && temporary.is_at(&temporary.name)? {
                 return Ok(temporary);
             }
         }
         Err(refused(io::Error::from_raw_os_error(libc::EEXIST)))
     }
 
-    fn is_named(&self, own: FileId) -> bool {
-        let found = self.name.as_ref().and_then(|name| self.folder.find(name).ok().flatten());
-        matches!(found, Some(Existing::File { id, .. }) if id == own)
+    /// Whether a name leads to this file.
+    pub(crate) fn is_at(&self, name: &CStr) -> Result<bool, StorageError> {
+        Ok(matches!(self.folder.find(name)?, Some(Existing::File { id, .. }) if id == self.id))
     }
 
-    /// Its name; `None` once it is published.
-    pub(crate) fn name(&self) -> Option<&CStr> {
-        self.name.as_deref()
-    }
-
-    pub(crate) fn is_private(&self) -> bool {
-        self.is_private
+    /// Its temporary name, which it may have lost to another one.
+    pub(crate) fn name(&self) -> &CStr {
+        &self.name
     }
 
     /// Makes the file `len` bytes long, and has the disk put so much aside, where it can: that it is full is found now, and not after
@@ -119,8 +122,8 @@ impl Temporary {
 
     /// A way around the page cache; `None` where there is none.
     pub(crate) fn direct(&self) -> Option<Direct> {
-        let file = self.folder.open_file(self.name()?, libc::O_WRONLY | libc::O_DIRECT, 0).ok()?;
-        let is_same = FileId::of(&file.metadata().ok()?) == FileId::of(&self.file.metadata().ok()?);
+        let file = self.folder.open_file(&self.name, libc::O_WRONLY | libc::O_DIRECT, 0).ok()?;
+        let is_same = FileId::of(&file.metadata().ok()?) == self.id;
         is_same.then(|| Direct { file, is_refused: AtomicBool::new(false) })
     }
 
@@ -141,15 +144,15 @@ impl Temporary {
 
     /// From now on its name is not this one's to remove.
     pub(crate) fn keep(&mut self) {
-        self.name = None;
+        self.is_kept = true;
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            // There is nobody to tell.
-            let _ = self.folder.unlink(name);
+        if !self.is_kept {
+            // There is nobody to tell. That there is nothing of that name any more is as good.
+            let _ = self.folder.unlink(&self.name);
         }
     }
 }
@@ -208,7 +211,7 @@ mod tests {
         let path = tempfile::tempdir().unwrap();
         let (folder, names) = (folder(path.path()), TemporaryNames::of(b"a"));
         let mut file = Temporary::create(&folder, &names, true).unwrap();
-        let name = file.name().unwrap().to_owned();
+        let name = file.name().to_owned();
         let mode = || match folder.find(&name) {
             Ok(Some(Existing::File { mode, .. })) => Some(mode),
             _ => None,
@@ -217,16 +220,16 @@ mod tests {
         file.set_mode(0o640).unwrap();
         assert_eq!(mode(), Some(0o640));
         // Its lock keeps it.
-        remove_leftovers(&folder, &names, |_| false);
+        remove_leftovers(&folder, &names, || Ok(Vec::new()));
         assert!(mode().is_some());
         file.keep();
         drop(file);
-        remove_leftovers(&folder, &names, |kept| kept == name.as_c_str());
+        remove_leftovers(&folder, &names, || Ok(vec![name.clone()]));
         assert!(mode().is_some());
-        remove_leftovers(&folder, &names, |_| false);
+        remove_leftovers(&folder, &names, || Ok(Vec::new()));
         assert!(mode().is_none());
         let file = Temporary::create(&folder, &names, false).unwrap();
-        let name = file.name().unwrap().to_owned();
+        let name = file.name().to_owned();
         drop(file);
         assert_eq!(folder.find(&name).unwrap(), None);
     }
