@@ -6,10 +6,10 @@ use super::layout::ShardLayout;
 use super::target::Target;
 use crate::storage::output::Temporary;
 use crate::storage::StorageError;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 
-/// Bytes of a header that are written at once.
-const HEADER_PIECE: usize = 256 * 1024;
+/// Bytes of a text that are written at once.
+const PIECE: usize = 256 * 1024;
 
 /// A file that is not there yet, and how far it is.
 #[derive(Debug)]
@@ -76,11 +76,12 @@ impl Data<'_, '_> {
 /// Writes a text from the start of a file on.
 pub(super) fn write_text(
     file: &Temporary,
-    write: impl FnOnce(&mut BufWriter<From0<'_>>) -> io::Result<()>,
+    write: impl FnOnce(&mut From0<'_>) -> io::Result<()>,
 ) -> Result<(), StorageError> {
-    let mut to = BufWriter::with_capacity(HEADER_PIECE, From0 { file, position: 0, failed: None });
+    let mut to = From0 { file, position: 0, held: Vec::new(), failed: None };
+    // Not a `BufWriter`, which ends the process if there is no memory.
+    to.held.try_reserve_exact(PIECE).map_err(|_| StorageError::NoMemory { nbytes: PIECE as u64 })?;
     let outcome = write(&mut to).and_then(|()| to.flush());
-    let (to, _) = to.into_parts();
     match (to.failed, outcome) {
         (Some(failed), _) => Err(failed),
         (None, Err(source)) => Err(StorageError::Io { action: "write", source }),
@@ -88,25 +89,33 @@ pub(super) fn write_text(
     }
 }
 
-/// Writes from the start of a file on.
+/// Writes from the start of a file on, [`PIECE`] bytes at once.
 pub(super) struct From0<'f> {
     file: &'f Temporary,
     position: u64,
+    /// What has not been written yet.
+    held: Vec<u8>,
     /// Why it writes no more.
     failed: Option<StorageError>,
 }
 
 impl Write for From0<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Err(error) = self.file.write_all_at(bytes, self.position) {
-            self.failed = Some(error);
-            return Err(io::ErrorKind::Other.into());
+        if self.held.len() == PIECE {
+            self.flush()?;
         }
-        self.position += bytes.len() as u64;
-        Ok(bytes.len())
+        let taken = bytes.get(..bytes.len().min(PIECE - self.held.len())).unwrap_or_default();
+        self.held.extend_from_slice(taken);
+        Ok(taken.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        if let Err(error) = self.file.write_all_at(&self.held, self.position) {
+            self.failed = Some(error);
+            return Err(io::ErrorKind::Other.into());
+        }
+        self.position += self.held.len() as u64;
+        self.held.clear();
         Ok(())
     }
 }

@@ -128,9 +128,9 @@ impl Target {
             Err(IndexError::NoMemory { len }) => return Err(StorageError::NoMemory { nbytes: len }),
             Err(_) => return Ok(Indexed::default()),
         };
-        let named = index.shards().filter_map(|name| CString::new(name).ok()).collect();
+        let named = index.shards().filter_map(|name| CString::new(name).ok());
         let unnamed = unnamed(&text).into_iter().filter_map(|name| CString::new(name).ok());
-        Ok(Indexed { named, unnamed: unnamed.filter(|name| self.is_shard(name)).collect() })
+        Ok(Indexed { named: listed(named)?, unnamed: listed(unnamed.filter(|name| self.is_shard(name)))? })
     }
 
     /// The permissions of the regular file of a name, if there is one.
@@ -162,6 +162,16 @@ impl Target {
     pub(super) fn storage_error(&self, source: StorageError) -> Error {
         Error::Storage { path: self.path.clone(), tensor: None, source }
     }
+}
+
+/// A list as long as whoever wrote an index has made it.
+fn listed(names: impl Iterator<Item = CString>) -> Result<Vec<CString>, StorageError> {
+    let mut list = Vec::new();
+    for name in names {
+        list.try_reserve(1).map_err(|_| StorageError::NoMemory { nbytes: size_of::<CString>() as u64 })?;
+        list.push(name);
+    }
+    Ok(list)
 }
 
 #[cfg(test)]

@@ -284,15 +284,6 @@ static void next_one_succeeds(bool old_shards_stay) {
     is_written();
 }
 
-/*
- * Not if it is LOOK that failed: a temporary file that was made, but could not be looked at, stays until the next writer comes.
- * (To be mended in src/storage/output/temporary.rs, Temporary::create; then this goes.)
- */
-static void only(const fixture_generation *generation, call failed) {
-    if (failed != LOOK)
-        fixture_only(now.path, generation);
-}
-
 /* After a failure: what was there is there, or all of what is new. */
 static void stopped(bool retry) {
     const call kind = faults.fails;
@@ -300,11 +291,11 @@ static void stopped(bool retry) {
     const bool for_good = is_sync;
     const int os_error = err.os_error;
     const bool found_new = is_new();
-    /* Between the first and the last step of replacing shards by namesakes the index names the new ones under other names. */
-    const bool between = found_new && !in_place && now.what->two[1].shards > 1;
+    /* Until the last step of replacing shards the index may name the new ones under other names, and old ones be there. */
+    const bool between = in_place && now.what->two[1].shards > 1;
     /* A file that replaces several comes to its place before their index goes: until then either is found, by its name. */
     const bool both = now.what->two[1].shards == 1 && access(now.path, F_OK) == 0;
-    CHECK(both || found_new == (in_place || between));
+    CHECK(both || found_new == in_place);
     no_faults();
     if (for_good) {
         for (int again = 0; again < 3; again++) {
@@ -314,7 +305,7 @@ static void stopped(bool retry) {
     } else if (retry) {
         OK(go_on());
         is_written();
-        only(&now.what->two[1], kind);
+        fixture_only(now.path, &now.what->two[1]);
         return;
     }
     st_writer_abort(now.writing.writer);
@@ -322,7 +313,7 @@ static void stopped(bool retry) {
     if (both)
         return;
     if (!found_new)
-        only(&now.what->two[0], kind);
+        fixture_only(now.path, &now.what->two[0]);
     else if (!between && !is_sync)
         fixture_only(now.path, &now.what->two[1]);
 }
@@ -343,14 +334,14 @@ static int each_failing(call kind, int os_error, bool no_fallocate) {
                 is_written();
                 /* There is nobody to tell that a file could not be taken away. */
                 if (!has_failed || kind != UNLINK)
-                    only(&now.what->two[1], kind);
+                    fixture_only(now.path, &now.what->two[1]);
             } else {
                 CHECK(has_failed && status == ST_ERR_IO && err.status == status && err.os_error == os_error);
                 SAYS("model.safetensors");
                 stopped(retry);
             }
             CHECK(test_entries("/proc/self/fd") == descriptors);
-            next_one_succeeds(kind == UNLINK || kind == SYNC);
+            next_one_succeeds(kind == UNLINK);
             if (!has_failed)
                 return n - 1;
         }
@@ -359,11 +350,6 @@ static int each_failing(call kind, int os_error, bool no_fallocate) {
 static void each_of_a_kind(const char *folder, call kind, const int *os_errors, size_t len, bool no_fallocate, int least) {
     for (size_t i = 0; i < LEN(replacements); i++) {
         choose(&replacements[i], folder);
-#ifndef ST_TEST_KNOWN_BUGS
-        /* A look at the index that fails, in Writer::plan, is taken for no index: it stays, and its shards go. */
-        if (kind == FIND && now.what->two[1].shards == 1)
-            continue;
-#endif
         for (size_t k = 0; k < len; k++)
             CHECK(each_failing(kind, os_errors[k], no_fallocate) >= least);
     }
@@ -577,7 +563,7 @@ static void kill_at_each_call(void) {
             status = test_in_child(until_the_end);
             CHECK(status == 0 || (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL));
             CHECK(is_new() || status);
-            next_one_succeeds(true);
+            next_one_succeeds(false);
             CHECK(status || n > 10);
         }
     }
@@ -635,11 +621,6 @@ static void another_writer_of_shards_comes_between(void) {
 /* A writer whose last steps fail, and which goes on, or gives up, after another has written all of the checkpoint. */
 static void another_writer_comes_before_the_next_try(void) {
     for (size_t i = 0; i < LEN(replacements); i++) {
-#ifndef ST_TEST_KNOWN_BUGS
-        /* The steps that are left are those of before, so shards are those of both; giving up removes those of the other. */
-        if (replacements[i].two[1].shards > 1)
-            continue;
-#endif
         choose(&replacements[i], "try");
         for (int n = 1, failed = 1; failed; n++)
             for (int retry = 0; retry < 2; retry++) {
