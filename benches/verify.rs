@@ -113,9 +113,8 @@ fn write(folder: &Path, gigabytes: usize) -> PathBuf {
     let tensors = input::noise(gigabytes << 30, 64);
     let checksums = Checksums { crc: true, sha256: true, blake3: true };
     let mut writer = Writer::create(&path, WriterOptions { checksums, ..WriterOptions::default() }).expect("a writer");
-    for (i, bytes) in tensors.chunks(tensors.len() / 64).enumerate() {
-        let rows = bytes.len() as u64 / 8192;
-        writer.add(format!("layers.{i:02}.weight"), Dtype::BF16, &[rows, 4096], bytes).expect("a tensor");
+    for (name, shape, bytes) in input::matrices(&tensors, 64) {
+        writer.add(name, Dtype::BF16, &shape, bytes).expect("a tensor");
     }
     writer.finish().expect("a file");
     path

@@ -85,16 +85,9 @@ fn fresh(path: &Path, write: impl FnOnce()) -> Duration {
     time
 }
 
-fn tensors(data: &[u8]) -> impl Iterator<Item = (String, [u64; 2], &[u8])> {
-    let each = data.len() / TENSORS;
-    data.chunks(each)
-        .enumerate()
-        .map(move |(i, bytes)| (format!("layers.{i:02}.weight"), [each as u64 / 8192, 4096], bytes))
-}
-
 fn ours(path: &Path, data: &[u8], options: WriterOptions) {
     let mut writer = Writer::create(path, options).expect("a writer");
-    for (name, shape, bytes) in tensors(data) {
+    for (name, shape, bytes) in input::matrices(data, TENSORS) {
         writer.add(name, Dtype::BF16, &shape, bytes).expect("a tensor");
     }
     writer.finish().expect("a file");
@@ -102,10 +95,10 @@ fn ours(path: &Path, data: &[u8], options: WriterOptions) {
 
 fn ours_streamed(path: &Path, data: &[u8]) {
     let mut writer = Writer::create(path, WriterOptions::default()).expect("a writer");
-    for (name, shape, _) in tensors(data) {
+    for (name, shape, _) in input::matrices(data, TENSORS) {
         writer.declare(name, Dtype::BF16, &shape).expect("a tensor");
     }
-    for (name, _, bytes) in tensors(data) {
+    for (name, _, bytes) in input::matrices(data, TENSORS) {
         for piece in bytes.chunks(8 << 20) {
             writer.write(&name, piece).expect("a piece");
         }
@@ -114,7 +107,7 @@ fn ours_streamed(path: &Path, data: &[u8]) {
 }
 
 fn reference(path: &Path, data: &[u8], sync: bool) {
-    let views = tensors(data).map(|(name, shape, bytes)| {
+    let views = input::matrices(data, TENSORS).map(|(name, shape, bytes)| {
         let shape = shape.map(|dim| dim as usize).to_vec();
         (name, TensorView::new(safetensors::Dtype::BF16, shape, bytes).expect("a tensor"))
     });

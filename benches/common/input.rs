@@ -149,6 +149,13 @@ pub fn noise(len: usize, tensors: usize) -> memmap2::MmapMut {
     bytes
 }
 
+/// Bytes cut into as many BF16 matrices: name, shape, and part of each.
+pub fn matrices(bytes: &[u8], tensors: usize) -> impl Iterator<Item = (String, [u64; 2], &[u8])> {
+    let each = bytes.len() / tensors;
+    let named = move |(i, bytes)| (format!("layers.{i:02}.weight"), [each as u64 / 8192, 4096], bytes);
+    bytes.chunks(each).enumerate().map(named)
+}
+
 /// The model that the tests of real files use, where somebody has put it.
 pub fn model() -> Option<Input> {
     let path = PathBuf::from("build/model/model.safetensors");

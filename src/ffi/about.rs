@@ -109,7 +109,7 @@ pub(super) fn number_of(dtype: Dtype) -> st_dtype {
     dtype as st_dtype
 }
 
-fn dtype_of(number: st_dtype) -> Option<Dtype> {
+pub(super) fn dtype_of(number: st_dtype) -> Option<Dtype> {
     Dtype::ALL.into_iter().find(|dtype| number_of(*dtype) == number)
 }
 

@@ -3,7 +3,7 @@
 use super::error::{st_error, st_status};
 use super::guard::{guard, guard_value};
 use super::handle::{array, c_bytes, into_handle, output, shared_checkpoint, take_handle};
-use super::options::{copy_options, Options};
+use super::options::{check_flags, check_reserved, copy_options, Options};
 use crate::checkpoint::{Checkpoint, OpenOptions, Verify};
 use crate::error::Error;
 use crate::storage::{Memory, StorageKind, StorageOptions};
@@ -195,10 +195,7 @@ fn open_options(options: st_open_options) -> Result<OpenOptions, Error> {
         unknown => return Err(Error::InvalidArgument { what: format!("there is no storage {unknown}") }),
     };
     let flag = |flag| options.flags & flag != 0;
-    let unknown = options.flags & !(ST_OPEN_COPY_ON_WRITE | ST_OPEN_POPULATE | ST_OPEN_LOCK | ST_OPEN_FOLLOW_LINKS);
-    if unknown != 0 {
-        return Err(Error::InvalidArgument { what: format!("there are no flags {unknown:#x}") });
-    }
+    check_flags(options.flags, ST_OPEN_COPY_ON_WRITE | ST_OPEN_POPULATE | ST_OPEN_LOCK | ST_OPEN_FOLLOW_LINKS)?;
     let storage = StorageOptions {
         kind,
         copy_on_write: flag(ST_OPEN_COPY_ON_WRITE),
@@ -212,9 +209,7 @@ fn open_options(options: st_open_options) -> Result<OpenOptions, Error> {
         ST_VERIFY_FULL => Verify::Full,
         unknown => return Err(Error::InvalidArgument { what: format!("there is no way to verify {unknown}") }),
     };
-    if options.reserved != 0 {
-        return Err(Error::InvalidArgument { what: "reserved is not 0".to_owned() });
-    }
+    check_reserved(options.reserved)?;
     Ok(OpenOptions { storage, follow_links: flag(ST_OPEN_FOLLOW_LINKS), budget: options.budget, verify })
 }
 

@@ -47,6 +47,22 @@ pub(super) unsafe fn copy_options<T: Options>(options: *const T) -> Result<T, Er
     Ok(unsafe { copy.assume_init() })
 }
 
+/// Refuses flags that are none of those `known`.
+pub(super) fn check_flags(flags: u32, known: u32) -> Result<(), Error> {
+    match flags & !known {
+        0 => Ok(()),
+        unknown => Err(Error::InvalidArgument { what: format!("there are no flags {unknown:#x}") }),
+    }
+}
+
+/// Refuses a field that has no meaning yet and is used.
+pub(super) fn check_reserved(reserved: u32) -> Result<(), Error> {
+    match reserved {
+        0 => Ok(()),
+        _ => Err(Error::InvalidArgument { what: "reserved is not 0".to_owned() }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

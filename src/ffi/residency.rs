@@ -4,8 +4,8 @@ use super::error::{st_error, st_status};
 use super::guard::guard;
 use super::handle::{array, checkpoint, optional_output, output};
 use super::open::st_checkpoint;
+use super::options::check_flags;
 use crate::checkpoint::Residency;
-use crate::error::Error;
 use std::ffi::c_void;
 
 /// As `ST_ALL` of the header.
@@ -133,10 +133,7 @@ pub unsafe extern "C" fn st_evict(
     unsafe {
         guard(err, || {
             let checkpoint = self::checkpoint(checkpoint)?;
-            let unknown = flags & !ST_EVICT_PAGE_CACHE;
-            if unknown != 0 {
-                return Err(Error::InvalidArgument { what: format!("there are no flags {unknown:#x}") });
-            }
+            check_flags(flags, ST_EVICT_PAGE_CACHE)?;
             let page_cache = flags & ST_EVICT_PAGE_CACHE != 0;
             match index {
                 ALL => checkpoint.evict_all(page_cache),

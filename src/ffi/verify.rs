@@ -4,7 +4,7 @@ use super::error::{st_error, st_status};
 use super::guard::guard;
 use super::handle::{array, c_bytes, checkpoint, optional_output};
 use super::open::st_checkpoint;
-use super::options::{copy_options, Options};
+use super::options::{check_flags, check_reserved, copy_options, Options};
 use super::task::{st_task, task_of_options};
 use crate::checkpoint::{Checks, Report, VerifyOptions};
 use crate::error::Error;
@@ -105,13 +105,15 @@ pub unsafe extern "C" fn st_verify(
         guard(err, || {
             let checkpoint = self::checkpoint(checkpoint)?;
             let options = copy_options(options)?;
+            check_flags(options.flags, ST_VERIFY_AROUND_CACHE)?;
+            check_reserved(options.reserved)?;
             let digests = file_digests(&options)?;
             let task = task_of_options(options.task);
             let report = checkpoint.verify(VerifyOptions {
                 checks: checks_of(options.checks)?,
                 file_sha256: &digests,
                 workers: options.workers as usize,
-                around_cache: around_cache(&options)?,
+                around_cache: options.flags & ST_VERIFY_AROUND_CACHE != 0,
                 task: Some(&task),
             })?;
             if let Some(out) = optional_output(out) {
@@ -142,14 +144,6 @@ unsafe fn file_digests(options: &st_verify_options) -> Result<Vec<Option<[u8; 32
         });
     }
     Ok(digests)
-}
-
-fn around_cache(options: &st_verify_options) -> Result<bool, Error> {
-    match (options.flags, options.reserved) {
-        (0 | ST_VERIFY_AROUND_CACHE, 0) => Ok(options.flags != 0),
-        (_, 0) => Err(Error::InvalidArgument { what: format!("there are no flags {:#x}", options.flags) }),
-        _ => Err(Error::InvalidArgument { what: "reserved is not 0".to_owned() }),
-    }
 }
 
 fn checks_of(bits: u32) -> Result<Checks, Error> {

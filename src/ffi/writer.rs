@@ -1,10 +1,10 @@
 //! Section "Writing".
 
-use super::about::st_dtype;
+use super::about::{dtype_of, st_dtype};
 use super::error::{st_error, st_status};
 use super::guard::{guard, guard_value};
 use super::handle::{array, c_bytes, null, output};
-use super::options::{copy_options, Options};
+use super::options::{check_flags, copy_options, Options};
 use super::task::{st_task, task_of_options};
 use crate::error::Error;
 use crate::format::Dtype;
@@ -182,7 +182,7 @@ pub unsafe extern "C" fn st_writer_add(
             let mut writer = locked(writer)?;
             let (name, shape) = (c_bytes(name, "name")?, array(shape, rank, "shape")?);
             let data: &'static [u8] = array(data.cast::<u8>(), nbytes, "data")?;
-            writer.add(name, dtype_of(dtype)?, shape, data)
+            writer.add(name, self::dtype(dtype)?, shape, data)
         })
     }
 }
@@ -204,7 +204,7 @@ pub unsafe extern "C" fn st_writer_declare(
         guard(err, || {
             let mut writer = locked(writer)?;
             let (name, shape) = (c_bytes(name, "name")?, array(shape, rank, "shape")?);
-            writer.declare(name, dtype_of(dtype)?, shape)
+            writer.declare(name, self::dtype(dtype)?, shape)
         })
     }
 }
@@ -311,9 +311,8 @@ unsafe fn locked<'a>(handle: *mut st_writer) -> Result<MutexGuard<'a, Writer<'st
     })
 }
 
-fn dtype_of(number: st_dtype) -> Result<Dtype, Error> {
-    let dtype = Dtype::ALL.into_iter().find(|dtype| *dtype as st_dtype == number);
-    dtype.ok_or_else(|| Error::InvalidArgument { what: format!("there is no dtype {number}") })
+fn dtype(number: st_dtype) -> Result<Dtype, Error> {
+    dtype_of(number).ok_or_else(|| Error::InvalidArgument { what: format!("there is no dtype {number}") })
 }
 
 /// # Safety
@@ -322,11 +321,10 @@ fn dtype_of(number: st_dtype) -> Result<Dtype, Error> {
 unsafe fn writer_options(options: st_writer_options) -> Result<WriterOptions, Error> {
     let flag = |flag| options.flags & flag != 0;
     let checksums = Checksums { crc: flag(ST_WRITE_CRC), sha256: flag(ST_WRITE_SHA256), blake3: flag(ST_WRITE_BLAKE3) };
-    let unknown = options.flags
-        & !(ST_WRITE_INSERTION_ORDER | ST_WRITE_NO_SYNC | ST_WRITE_CRC | ST_WRITE_SHA256 | ST_WRITE_BLAKE3);
-    if unknown != 0 {
-        return Err(Error::InvalidArgument { what: format!("there are no flags {unknown:#x}") });
-    }
+    check_flags(
+        options.flags,
+        ST_WRITE_INSERTION_ORDER | ST_WRITE_NO_SYNC | ST_WRITE_CRC | ST_WRITE_SHA256 | ST_WRITE_BLAKE3,
+    )?;
     Ok(WriterOptions {
         insertion_order: flag(ST_WRITE_INSERTION_ORDER),
         no_sync: flag(ST_WRITE_NO_SYNC),

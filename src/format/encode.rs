@@ -4,6 +4,8 @@
 //! of their data, then spaces. An index is what Python's `json.dumps(index, indent=2, sort_keys=True)` gives.
 
 use super::{Dtype, PREFIX_LEN, UNNAMED_KEY};
+use serde::Serialize;
+use serde_json::ser::{Formatter, Serializer};
 use std::io::{self, Write};
 
 /// What a header says of one tensor.
@@ -45,13 +47,13 @@ pub(crate) fn encode_header<'m, 't>(
 }
 
 fn encode_metadata(to: &mut impl Write, key: &str, value: &str) -> io::Result<()> {
-    encode_string(to, key, false)?;
+    encode_string(to, key)?;
     to.write_all(b":")?;
-    encode_string(to, value, false)
+    encode_string(to, value)
 }
 
 fn encode_tensor(to: &mut impl Write, tensor: Described<'_>) -> io::Result<()> {
-    encode_string(to, tensor.name, false)?;
+    encode_string(to, tensor.name)?;
     write!(to, ":{{\"dtype\":\"{}\",\"shape\":[", tensor.dtype.name())?;
     for (i, dim) in tensor.shape.iter().enumerate() {
         write!(to, "{}{dim}", if i == 0 { "" } else { "," })?;
@@ -111,7 +113,7 @@ pub(crate) fn encode_index<'a>(
             0 => write!(to, "\"{UNNAMED_KEY}\": [\n      ")?,
             _ => to.write_all(b",\n      ")?,
         }
-        encode_string(to, name, true)?;
+        encode_ascii_string(to, name)?;
         end = b"\n    ],\n    ";
     }
     to.write_all(end)?;
@@ -120,43 +122,41 @@ pub(crate) fn encode_index<'a>(
     let mut end: &[u8] = b"}\n}\n";
     for (name, shard) in entries {
         to.write_all(separator)?;
-        encode_string(to, name, true)?;
+        encode_ascii_string(to, name)?;
         to.write_all(b": ")?;
-        encode_string(to, shard, true)?;
+        encode_ascii_string(to, shard)?;
         separator = b",\n    ";
         end = b"\n  }\n}\n";
     }
     to.write_all(end)
 }
 
-/// Writes a JSON string: as serde_json does, or, `in_ascii`, as Python's json does.
-fn encode_string(to: &mut impl Write, text: &str, in_ascii: bool) -> io::Result<()> {
-    to.write_all(b"\"")?;
-    let mut rest = text;
-    let is_special = |c: char| c < ' ' || c == '"' || c == '\\' || (in_ascii && c >= '\u{7f}');
-    while let Some(at) = rest.find(is_special) {
-        let (plain, special) = rest.split_at_checked(at).unwrap_or((rest, ""));
-        to.write_all(plain.as_bytes())?;
-        let mut characters = special.chars();
-        match characters.next() {
-            Some('"') => to.write_all(b"\\\"")?,
-            Some('\\') => to.write_all(b"\\\\")?,
-            Some('\n') => to.write_all(b"\\n")?,
-            Some('\r') => to.write_all(b"\\r")?,
-            Some('\t') => to.write_all(b"\\t")?,
-            Some('\u{8}') => to.write_all(b"\\b")?,
-            Some('\u{c}') => to.write_all(b"\\f")?,
-            Some(other) => {
-                for unit in other.encode_utf16(&mut [0; 2]) {
-                    write!(to, "\\u{unit:04x}")?;
-                }
+fn encode_string(to: &mut impl Write, text: &str) -> io::Result<()> {
+    Ok(serde_json::to_writer(to, text)?)
+}
+
+/// A string as Python's json writes it.
+fn encode_ascii_string(to: &mut impl Write, text: &str) -> io::Result<()> {
+    Ok(text.serialize(&mut Serializer::with_formatter(to, Ascii))?)
+}
+
+/// Escapes what is no printable ASCII.
+struct Ascii;
+
+impl Formatter for Ascii {
+    fn write_string_fragment<W: Write + ?Sized>(&mut self, to: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(|c: char| !(' '..='~').contains(&c)) {
+            let (plain, special) = rest.split_at_checked(at).unwrap_or((rest, ""));
+            to.write_all(plain.as_bytes())?;
+            let mut characters = special.chars();
+            for unit in characters.next().unwrap_or_default().encode_utf16(&mut [0; 2]) {
+                write!(to, "\\u{unit:04x}")?;
             }
-            None => {}
+            rest = characters.as_str();
         }
-        rest = characters.as_str();
+        to.write_all(rest.as_bytes())
     }
-    to.write_all(rest.as_bytes())?;
-    to.write_all(b"\"")
 }
 
 #[cfg(test)]
@@ -166,7 +166,8 @@ mod tests {
 
     fn string(text: &str, in_ascii: bool) -> String {
         let mut to = Vec::new();
-        encode_string(&mut to, text, in_ascii).unwrap();
+        let encode = if in_ascii { encode_ascii_string } else { encode_string };
+        encode(&mut to, text).unwrap();
         String::from_utf8(to).unwrap()
     }
 

@@ -32,6 +32,11 @@ impl Bounce {
     }
 }
 
+/// Whether bytes can be written from where they are.
+fn can_stay(bytes: &[u8], must_be_aligned: bool) -> bool {
+    !must_be_aligned || bytes.as_ptr() as usize % DIRECT_ADDRESS == 0
+}
+
 /// Bytes that belong into a file.
 pub(super) trait Bytes {
     /// The bytes of `range`, which counts from the start of the file. Where they lie together in memory they are not copied, unless they
@@ -60,7 +65,7 @@ impl Bytes for Piece<'_> {
     ) -> Result<&'s [u8], StorageError> {
         let (start, stop) = (range.start.saturating_sub(self.start), range.end.saturating_sub(self.start));
         let bytes = self.bytes.get(start as usize..stop as usize).unwrap_or_default();
-        if !must_be_aligned || bytes.as_ptr() as usize % DIRECT_ADDRESS == 0 {
+        if can_stay(bytes, must_be_aligned) {
             return Ok(bytes);
         }
         let room = bounce.room(bytes.len() as u64)?;
@@ -76,10 +81,8 @@ impl Bytes for Data<'_, '_> {
         must_be_aligned: bool,
         bounce: &'s mut Bounce,
     ) -> Result<&'s [u8], StorageError> {
-        if let Some(bytes) = self.in_place(&range) {
-            if !must_be_aligned || bytes.as_ptr() as usize % DIRECT_ADDRESS == 0 {
-                return Ok(bytes);
-            }
+        if let Some(bytes) = self.in_place(&range).filter(|bytes| can_stay(bytes, must_be_aligned)) {
+            return Ok(bytes);
         }
         let room = bounce.room(range.end.saturating_sub(range.start))?;
         let mut rest = &mut *room;
@@ -96,15 +99,14 @@ impl Bytes for Data<'_, '_> {
                 Source::Added(bytes) => {
                     let skipped = position.saturating_sub(at.start) as usize;
                     let from = bytes.get(skipped..).and_then(|bytes| bytes.get(..to.len())).unwrap_or_default();
-                    // Both have the same length unless the layout is wrong.
-                    if from.len() == to.len() {
-                        to.copy_from_slice(from);
-                    }
+                    to.copy_from_slice(from);
                 }
                 Source::Declared { .. } => self.file.read_exact_at(to, position)?,
             }
             (rest, position) = (others, stop);
         }
+        // What lay in the room before must not get into a file: a wrong layout is a bug, and is told as one.
+        assert!(position == range.end, "no tensor has the bytes from {position} on");
         Ok(room)
     }
 }

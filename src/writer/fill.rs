@@ -98,6 +98,7 @@ fn write(
 ) -> Result<(), StorageError> {
     let direct = direct.filter(|_| is_aligned(piece.start) && is_aligned(piece.end));
     let bytes = from.read(piece.clone(), direct.is_some(), bounce)?;
+    assert_eq!(bytes.len() as u64, piece.end - piece.start, "a piece of a file is written whole");
     if let Some(direct) = direct {
         if direct.write_all_at(bytes, piece.start)? {
             return Ok(());

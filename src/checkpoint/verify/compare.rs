@@ -8,7 +8,7 @@ use crate::format::checksum::{integer_scalar, to_hex, CrcNum, Digest};
 use crate::format::ChecksumError;
 use crate::hashing::{Input, Sums, Wanted};
 use crate::quote::excerpt;
-use std::mem::MaybeUninit;
+use crate::storage::Scratch;
 
 /// The checksums that there are of a shard.
 pub(super) struct Known {
@@ -153,17 +153,14 @@ fn crc_num(shard: &Shard, order: &[usize], sums: &Sums) -> Result<CrcNum, Error>
     by_name.try_reserve_exact(shard.header.len()).map_err(|_| shard.no_memory())?;
     by_name.extend(order.iter().copied().zip(&sums.tensors));
     by_name.sort_unstable_by_key(|(within, _)| shard.header.name(*within));
-    let mut crc = CrcNum::new();
+    let (mut crc, mut room) = (CrcNum::new(), Scratch::default());
     for (within, sums) in by_name {
         let Some(tensor) = shard.header.tensor(within) else { continue };
         let mut scalar = None;
         if tensor.shape.is_empty() {
-            let mut bytes = [MaybeUninit::new(0); 8];
-            let bytes = bytes.get_mut(..(tensor.stop - tensor.start) as usize).unwrap_or_default();
-            let read = shard.storage.read_exact_at(bytes, shard.data_start() + tensor.start);
-            read.map_err(|source| shard.storage_error(None, source))?;
-            // SAFETY: all of it was initialised when it was made.
-            let bytes = unsafe { &*(&raw const *bytes as *const [u8]) };
+            let place = shard.data_start() + tensor.start;
+            let bytes = room.read(&shard.storage, place, tensor.stop - tensor.start);
+            let bytes = bytes.map_err(|source| shard.storage_error(None, source))?;
             scalar = integer_scalar(tensor.dtype, bytes);
         }
         crc.add(tensor.name, sums.crc, scalar);
