@@ -49,6 +49,7 @@ mod error;
 pub mod ffi;
 pub mod format;
 mod hashing;
+mod process;
 mod quote;
 mod residency;
 pub mod storage;

@@ -159,8 +159,44 @@ impl Slice {
 
     /// The runs of bytes that make up the slice, in the order of its elements. Neighbours never touch: what is contiguous is one run.
     pub fn runs(&self) -> Runs<'_> {
-        let remaining = self.nbits.checked_div(self.run).unwrap_or(0);
-        Runs { slice: self, at: self.start, counters: vec![0; self.walked.len()], remaining }
+        self.runs_from(0)
+    }
+
+    /// As [`Slice::runs`], without the first `skipped`.
+    fn runs_from(&self, skipped: u64) -> Runs<'_> {
+        let remaining = self.nbits.checked_div(self.run).unwrap_or(0).saturating_sub(skipped);
+        let mut runs = Runs { slice: self, at: self.start, counters: vec![0; self.walked.len()], remaining };
+        let mut left = if remaining > 0 { skipped } else { 0 };
+        for (counter, dimension) in runs.counters.iter_mut().zip(&self.walked).rev() {
+            *counter = left % dimension.count;
+            runs.at += *counter * dimension.stride;
+            left /= dimension.count;
+        }
+        runs
+    }
+
+    /// The runs, or parts of them, that hold the bytes `packed` of the slice: counted without what lies between its runs. Takes no
+    /// longer for bytes at its end.
+    ///
+    /// ```
+    /// use safetensors_lazy::format::{Dtype, Run, Slice, END};
+    ///
+    /// // Two columns of a matrix of bytes: 4 5, 10 11, 16 17.
+    /// let columns = Slice::new(Dtype::U8, &[3, 6], &[0..END, 4..6])?;
+    /// assert!(columns.runs_within(1..4).eq([Run { offset: 5, len: 1 }, Run { offset: 10, len: 2 }]));
+    /// # Ok::<(), safetensors_lazy::format::SliceError>(())
+    /// ```
+    pub fn runs_within(&self, packed: Range<u64>) -> impl Iterator<Item = Run> + '_ {
+        let stop = packed.end.min(self.nbytes());
+        let len = (self.run / 8).max(1);
+        let mut at = packed.start.min(stop) / len * len;
+        let runs = if packed.start < stop { self.runs_from(at / len) } else { self.runs_from(u64::MAX) };
+        runs.map_while(move |run| {
+            let (start, stop) = (at.max(packed.start), (at + run.len).min(stop));
+            let part = Run { offset: run.offset + (start - at), len: stop.checked_sub(start)? };
+            at += run.len;
+            (part.len > 0).then_some(part)
+        })
     }
 }
 
@@ -236,6 +272,23 @@ mod tests {
         assert_eq!(runs(Dtype::F32, &[4, 5], &[1..3, 1..3]), [(24, 8), (44, 8)]);
         assert_eq!(runs(Dtype::U8, &[2, 1, 3], &[0..END, 0..1, 0..3]), [(0, 6)]);
         assert_eq!(runs(Dtype::U8, &[2, 2, 2, 2], &[0..2, 1..2, 0..2, 0..1]), [(4, 1), (6, 1), (12, 1), (14, 1)]);
+    }
+
+    #[test]
+    fn runs_within_are_the_bytes_of_the_runs() {
+        let ranges: [&[Range<u64>]; 5] = [&[], &[1..3], &[0..END, 1..4], &[1..4, 0..END, 2..3], &[2..2]];
+        for (dtype, ranges) in [Dtype::U8, Dtype::F32, Dtype::F4].into_iter().flat_map(|d| ranges.map(|r| (d, r))) {
+            let Ok(slice) = Slice::new(dtype, &[4, 5, 6], ranges) else { continue };
+            let bytes: Vec<u64> = slice.runs().flat_map(|run| run.offset..run.offset + run.len).collect();
+            for start in 0..=slice.nbytes() {
+                for stop in (start..=slice.nbytes() + 1).step_by(3) {
+                    let parts = slice.runs_within(start..stop).flat_map(|run| run.offset..run.offset + run.len);
+                    let expected = &bytes[start as usize..stop.min(slice.nbytes()) as usize];
+                    assert!(parts.eq(expected.iter().copied()), "{dtype} {ranges:?} {start}..{stop}");
+                }
+            }
+            assert_eq!(slice.runs_within(u64::MAX - 1..u64::MAX).next(), None);
+        }
     }
 
     #[test]

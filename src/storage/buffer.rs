@@ -5,9 +5,6 @@ use memmap2::{Advice, MmapMut, MmapRaw};
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
-/// From this size on a buffer is mapped by itself: it is page-aligned, may use huge pages, and goes back to the system when freed.
-const MAPPED_FROM: usize = 256 * 1024;
-
 /// A huge page, where advice for them begins to pay.
 const HUGE_PAGE: usize = 2 * 1024 * 1024;
 
@@ -36,10 +33,13 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
+    /// From this size on a buffer is mapped by itself: it is page-aligned, may use huge pages, and goes back to the system when freed.
+    pub(crate) const MAPPED_FROM: usize = 256 * 1024;
+
     pub(crate) fn new(len: u64) -> Result<Buffer, StorageError> {
         let no_memory = || StorageError::NoMemory { nbytes: len };
         let len = usize::try_from(len).map_err(|_| no_memory())?;
-        if len < MAPPED_FROM {
+        if len < Self::MAPPED_FROM {
             let mut lines = Vec::new();
             let count = len.div_ceil(64);
             lines.try_reserve_exact(count).map_err(|_| no_memory())?;
@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn new_gives_aligned_memory_of_every_size() {
-        for len in [0, 1, 63, 64, 65, MAPPED_FROM - 1, MAPPED_FROM, MAPPED_FROM + 1, HUGE_PAGE + 1] {
+        const FROM: usize = Buffer::MAPPED_FROM;
+        for len in [0, 1, 63, 64, 65, FROM - 1, FROM, FROM + 1, HUGE_PAGE + 1] {
             let mut buffer = Buffer::new(len as u64).unwrap();
             assert_eq!(buffer.start().as_ptr() as usize % 64, 0, "{len}");
             let bytes = buffer.as_uninit_mut();

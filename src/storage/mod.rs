@@ -5,6 +5,8 @@
 //! `output`.
 
 mod buffer;
+mod cached;
+mod direct;
 mod error;
 mod folder;
 mod fs;
@@ -14,13 +16,18 @@ pub(crate) mod output;
 mod pages;
 mod pread;
 mod read_ahead;
+mod scatter;
+mod uring;
 
 pub(crate) use buffer::{Buffer, Scratch};
+pub(crate) use direct::{Direct, PAGE};
 pub use error::{FileKind, StorageError};
 pub(crate) use folder::{Folder, Found, NotInFolder};
 pub use memory::Memory;
 pub(crate) use pread::FileId;
 pub(crate) use read_ahead::ReadAhead;
+pub(crate) use scatter::{Part, Sink};
+pub(crate) use uring::{Completed, Queue};
 
 pub(crate) use pages::physical_memory;
 
@@ -188,6 +195,58 @@ impl Storage {
         match &self.bytes {
             Bytes::Mapped(reader, _) | Bytes::Read(reader) => reader.read_around_cache(dst, offset),
             Bytes::Memory(memory) => memory.read_exact_at(dst, offset),
+        }
+    }
+
+    /// Reads `parts`, one after the other in the file, from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Storage::read_exact_at`]; the content of all parts is unspecified then.
+    ///
+    /// # Safety
+    ///
+    /// Each part that is wanted can be written to for its length, and nobody else touches it.
+    pub(crate) unsafe fn read_parts(&self, parts: &[Part], offset: u64, sink: &mut Sink) -> Result<(), StorageError> {
+        match &self.bytes {
+            // SAFETY: the caller's promise.
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => unsafe { reader.read_parts(parts, offset, sink) },
+            Bytes::Memory(memory) => {
+                let mut at = offset;
+                for Part { to, len } in parts {
+                    if let Some(to) = to {
+                        // SAFETY: the caller's promise; any bytes are uninitialised ones.
+                        let dst = unsafe { std::slice::from_raw_parts_mut(to.as_ptr().cast(), *len) };
+                        memory.read_exact_at(dst, at)?;
+                    }
+                    at = at.saturating_add(*len as u64);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether page faults, and reads of few bytes, are a bad way to reach the bytes: the file lies on a network or FUSE file system.
+    pub(crate) fn is_remote(&self) -> bool {
+        match &self.bytes {
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => FileSystem::of(reader.file()) == FileSystem::Remote,
+            Bytes::Memory(_) => false,
+        }
+    }
+
+    /// The file, to be read around the page cache. `None` for memory, and where the system refuses.
+    pub(crate) fn open_direct(&self) -> Option<Direct> {
+        match &self.bytes {
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => Direct::open(reader),
+            Bytes::Memory(_) => None,
+        }
+    }
+
+    /// How many of `bytes` are in the page cache. `None` for memory, and where the system does not tell.
+    pub(crate) fn cached(&self, bytes: Range<u64>) -> Option<u64> {
+        match &self.bytes {
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => cached::cached(reader.file(), bytes),
+            Bytes::Memory(_) => None,
         }
     }
 

@@ -1,11 +1,10 @@
 //! Reading into the page cache while the caller does something else.
 
+use crate::process::Process;
 use crate::thread::{self, without_signals};
-use memmap2::{MmapMut, MmapRaw};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -91,31 +90,6 @@ impl Worker {
         drop(self.requests);
         // It does not panic; if it did, it would have ended all the same.
         let _ = self.thread.join();
-    }
-}
-
-/// Tells the process in which the thread runs from its children, which have a copy of all but the thread. Its number alone does not: in
-/// a namespace of its own a child may have the same.
-#[derive(Debug)]
-struct Process {
-    id: u32,
-    /// A page that children find empty, where the system knows how (Linux 4.14).
-    page: MmapRaw,
-}
-
-impl Process {
-    fn this() -> Option<Process> {
-        let mut page = MmapMut::map_anon(1).ok()?;
-        *page.first_mut()? = 1;
-        let page = MmapRaw::from(page);
-        // SAFETY: the page is ours, and what it holds is there to be lost.
-        unsafe { libc::madvise(page.as_mut_ptr().cast(), page.len(), libc::MADV_WIPEONFORK) };
-        Some(Process { id: process::id(), page })
-    }
-
-    fn is_this(&self) -> bool {
-        // SAFETY: a byte of the page, which nobody writes to.
-        self.id == process::id() && unsafe { self.page.as_ptr().read_volatile() } == 1
     }
 }
 
