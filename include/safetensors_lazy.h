@@ -50,8 +50,9 @@
  *   Threads.   Every function may be called from any thread, at the same time, on the same handle. A handle must not be closed for the
  *              last time while another thread still uses it; let each thread that may outlive the others hold a reference.
  *              After fork() the handle works in both processes, if no other thread was inside this library during the fork. (The
- *              library's own threads are no matter: calls end theirs before they return, but for that of st_prefetch, which stays
- *              with the parent, and so does what it has yet to read. All signals are blocked in them.)
+ *              library's own threads are no matter: calls end theirs before they return, but for those of st_prefetch and
+ *              st_load_start, which stay with the parent, and so does what they have yet to read. All signals are blocked in
+ *              them. Only under ST_VERIFY_FIRST_USE a child must not use a checkpoint of which a load was running.)
  *   Signals.   A pointer into a mapping (st_tensor_ptr, st_tensor_view, st_tensor_dlpack, st_acquire) is memory like any mapped file: if
  *              another program truncates the file, touching the lost pages raises SIGBUS; if it overwrites the file, the bytes
  *              change. Open with ST_STORAGE_READ where files are not under your control. Nothing else in this library can
@@ -97,6 +98,9 @@ extern "C" {
 /* Initialises an st_layout with the default of every field. */
 #define ST_LAYOUT_INIT { sizeof(st_layout), NULL, 0, NULL, NULL, 0, 0 }
 
+/* Initialises an st_load_options with the default of every field. */
+#define ST_LOAD_OPTIONS_INIT { sizeof(st_load_options), 0, ST_ENGINE_AUTO, 0, 0, 0, NULL, 0, 0, 0, 0 }
+
 /* Initialises an st_verify_options with the default of every field. */
 #define ST_VERIFY_OPTIONS_INIT { sizeof(st_verify_options), 0, 0, 0, 0, NULL, 0, NULL }
 
@@ -132,6 +136,10 @@ typedef struct st_error {
 
 /** It worked. */
 #define ST_OK 0
+/** Everything was delivered (st_load_next). Not an error. */
+#define ST_DONE 1
+/** Nothing has arrived in time (st_load_next). Not an error. */
+#define ST_TIMEOUT 2
 /** An argument is NULL that must not be, or has a value or flag that this library does not know. */
 #define ST_ERR_INVALID_ARGUMENT 100
 /** There is no tensor, or metadata, or dtype, of that name. */
@@ -152,7 +160,7 @@ typedef struct st_error {
 #define ST_ERR_IN_USE 108
 /** A dimension cannot be cut into as many equal parts as a layout asks for. */
 #define ST_ERR_NOT_DIVISIBLE 109
-/** The call's task was cancelled. */
+/** The call's task, or the load, was cancelled. */
 #define ST_ERR_CANCELLED 110
 /** A bug in this library. Please report it with the message. */
 #define ST_ERR_INTERNAL 199
@@ -240,6 +248,8 @@ typedef struct st_error {
 #define ST_ERR_SEALED 601
 /** A tensor that was declared lacks bytes. */
 #define ST_ERR_INCOMPLETE 602
+/** Nothing more can arrive before staged memory is recycled: the caller holds too much of it. */
+#define ST_ERR_STAGING_FULL 700
 
 /**
  * Returns the name of a status as it is spelled in this header, for example "ST_ERR_NOT_FOUND"; NULL for a number that is none. The
@@ -963,12 +973,18 @@ typedef struct st_progress {
     uint64_t bytes_done;
     /** Bytes that there are to read or write. */
     uint64_t bytes_total;
-    /** Tensors that are done with. */
+    /** Tensors, or requests of a load, that are done with. */
     uint64_t items_done;
-    /** Tensors that there are. */
+    /** Tensors, or requests, that there are. */
     uint64_t items_total;
     /** Bytes per second since the call began, or until it ended. */
     uint64_t bytes_per_second;
+    /** Of a load: bytes that were read from the files so far, with gaps and edges that nobody wanted. Otherwise 0. */
+    uint64_t bytes_read;
+    /** Of a load: ST_ENGINE_*, or'ed: what has read something so far. Otherwise 0. */
+    uint32_t engines;
+    /** Of a load: the number of its threads. Otherwise 0. */
+    uint32_t workers;
 } st_progress;
 
 /**
@@ -999,6 +1015,228 @@ void st_task_cancel(struct st_task *task);
  * the handle any more.
  */
 void st_task_free(struct st_task *task);
+
+/* ====================================================================================================
+ * Loading: many tensors at the speed of the storage
+ * ==================================================================================================== */
+
+/**
+ * The library chooses, for each part of each file: ST_ENGINE_BUFFERED for what the page cache has, and where the system does not tell what
+ * it has; otherwise ST_ENGINE_URING; where that is refused, as containers often do, and on network and FUSE file systems,
+ * ST_ENGINE_DIRECT; where direct I/O is refused (tmpfs, some others), and for small reads over a network, ST_ENGINE_BUFFERED.
+ *
+ * What is read around the page cache is not in it afterwards. Where several processes of one machine load the same bytes,
+ * ST_ENGINE_BUFFERED lets all but the first find them there.
+ */
+#define ST_ENGINE_AUTO 0
+/** Copies out of memory that was given to st_open_buffer. Only for that, and nothing else is. */
+#define ST_ENGINE_MEMORY 1
+/** Reads through the page cache, each by one of several threads. */
+#define ST_ENGINE_BUFFERED 2
+/** Reads around the page cache (O_DIRECT), each by one of several threads. */
+#define ST_ENGINE_DIRECT 4
+/** Reads around the page cache, many at once by each thread (O_DIRECT, io_uring). */
+#define ST_ENGINE_URING 8
+/** Deliver in the order of the requests. Without this they come as they are complete, and are read in the order of the files. */
+#define ST_LOAD_IN_ORDER 1
+/** For st_load_options.over_read: read nothing but what is wanted. */
+#define ST_OVER_READ_NONE UINT32_MAX
+
+/** A load that is running. It holds a reference to its checkpoint. */
+typedef struct st_load st_load;
+
+/** What to load, and where to. */
+typedef struct st_request {
+    /** The tensor. */
+    size_t index;
+    /** One range per leading dimension, as for st_tensor_read; NULL for all of the tensor. Read by st_load_start only. */
+    const st_range *ranges;
+    /** The number of ranges; not used if ranges is NULL. */
+    size_t rank;
+    /**
+     * Where the bytes go, packed, in the order of the elements: memory of the caller's that nobody else may touch until the request
+     * was delivered, or the load was freed. Neither its content nor that of what lies around it matters. Around the page cache,
+     * bytes reach it without a copy if its address is that of the file's bytes modulo 4096, which for a whole tensor is: (address -
+     * st_tensor.file_offset) % 4096 == 0. Large destinations should be in huge pages (MADV_HUGEPAGE): a page fault for each 4 KiB costs
+     * more than to read them. NULL: staged, in memory that the load provides (see st_load_options.staging).
+     */
+    void *dst;
+    /** The size of dst in bytes; not used if dst is NULL. */
+    size_t dst_len;
+    /** Comes back in st_loaded. */
+    uint64_t tag;
+} st_request;
+
+/** How to load. Initialise with ST_LOAD_OPTIONS_INIT. */
+typedef struct st_load_options {
+    /** sizeof(st_load_options) */
+    size_t struct_size;
+    /** ST_LOAD_IN_ORDER, or 0. */
+    uint32_t flags;
+    /**
+     * ST_ENGINE_AUTO, or the only one to use. One that the system, or a file, refuses is replaced by the next best all the same: see
+     * st_loaded.engine.
+     */
+    int32_t engine;
+    /** Threads that read; 0 leaves the number to the library. Never more than 64, nor than there is work for. */
+    uint32_t workers;
+    /** Reads that are under way at once around the page cache, by all threads together; 0 leaves the number to the library. At most 1024. */
+    uint32_t queue_depth;
+    /** The most bytes of one read, a multiple of 4096 from 64 KiB to 64 MiB; 0 leaves it to the library. */
+    size_t block_bytes;
+    /**
+     * Memory for what is staged, of staging_bytes bytes, which should be aligned to 4096: for example memory that is pinned for a device. It
+     * must stay until st_load_free returns. NULL: the library's own, in huge pages where there are any.
+     */
+    void *staging;
+    /**
+     * The size of the memory for what is staged, at least 64 KiB. 0 is 256 MiB (with staging given: ST_ERR_INVALID_ARGUMENT).
+     * Nothing is allocated beyond what the staged requests need, or without any.
+     */
+    size_t staging_bytes;
+    /**
+     * The most bytes that are delivered at once of a staged request; 0 is as much as the staging memory holds. Smaller ones
+     * let reading and uploading go side by side. At least 4096.
+     */
+    size_t piece_bytes;
+    /** Gaps between requests that are read through to save a read, in percent of the wanted bytes; 0 is 10, ST_OVER_READ_NONE is none. */
+    uint32_t over_read;
+    /** 0. */
+    uint32_t reserved;
+} st_load_options;
+
+/** A request, or a piece of one, that has arrived. */
+typedef struct st_loaded {
+    /** The request's tag. */
+    uint64_t tag;
+    /** The request's place among those given to st_load_start; ST_ALL if the call told of none. */
+    size_t request;
+    /** The tensor; ST_ALL if the call told of none. */
+    size_t index;
+    /**
+     * The bytes: the request's dst, or staged memory, which may be read and written until it is recycled. Its address is that of the
+     * bytes in their file modulo 4096, so that staged bytes are aligned for their dtype where the tensor is in its file (see
+     * st_tensor.alignment); of a slice with gaps it is a multiple of 4096. NULL if the request failed.
+     */
+    void *data;
+    /** The number of bytes at data. */
+    size_t nbytes;
+    /**
+     * Where they start in the request, in bytes: not 0 only for pieces. These end between pages of 4096 bytes of the file (of slices with
+     * gaps: of the slice), and so anywhere in the tensor, but for its last.
+     */
+    uint64_t offset;
+    /** What st_load_recycle needs; 0 if there is nothing to recycle. */
+    uint64_t buffer;
+    /** ST_OK, or why the request (or this piece of it) failed. */
+    st_status status;
+    /** ST_ENGINE_*: what read it. If several did, the one that read the last bytes. */
+    int32_t engine;
+    /** 1 for the last piece of a request, which is the only one where it is not in pieces; otherwise 0. (Pieces come in order.) */
+    uint32_t last;
+    /** 0. */
+    uint32_t reserved;
+} st_loaded;
+
+/**
+ * Starts to load many tensors, or slices, and returns. Everything that is wanted should be asked for at once: neighbours are read
+ * together, in few large reads that are under way at the same time, and each byte is read once. (Requests that overlap are read
+ * one by one.)
+ *
+ *   st_load *load;
+ *   st_loaded it;
+ *   st_status status;
+ *   if (st_load_start(model, requests, n, NULL, &load, &err) != ST_OK)
+ *       return 1;
+ *   while ((status = st_load_next(load, -1, &it, &err)) != ST_DONE) {
+ *       if (status == ST_OK)
+ *           upload(it.tag, it.data, it.nbytes, it.offset);
+ *       else
+ *           fprintf(stderr, "%s\n", err.message);
+ *       if (it.request == ST_ALL)
+ *           break; // the load has failed, not one of its requests
+ *       st_load_recycle(load, &it, NULL);
+ *   }
+ *   st_load_free(load);
+ *
+ * What is loaded is what the files hold, as for st_tensor_read; no access to them can raise SIGBUS. Under ST_VERIFY_FIRST_USE whole
+ * tensors are verified before they are delivered; one that comes in pieces is read once more for that, before.
+ *
+ * Memory: the staging memory; up to 16 MiB for reads that cannot go where they should at once; some 200 bytes per request. Threads: those
+ * of st_load_options.workers; they end when all is read, or with st_load_free at the latest. After a fork the load goes on in the parent;
+ * the child may call st_load_free on it, and nothing else.
+ *
+ * requests: n of them; they and their ranges are read during this call only. May be NULL if n is 0.
+ * options: NULL for the defaults. out: receives the handle, which the caller must st_load_free; NULL on failure.
+ *
+ * Nothing is started unless all requests are right:
+ * ST_ERR_OUT_OF_RANGE, ST_ERR_MISALIGNED: an index or a range is wrong, as for st_tensor_read.
+ * ST_ERR_BUFFER_TOO_SMALL: a dst_len is less than the request's bytes.
+ * ST_ERR_UNSUPPORTED: the engine asked for cannot read this checkpoint at all (ST_ENGINE_MEMORY: a file; another: a buffer).
+ * ST_ERR_NO_MEMORY: for the staging memory, the requests or the threads.
+ * ST_ERR_INVALID_ARGUMENT: a NULL, options that this library does not know, destinations that overlap one another or the staging memory.
+ */
+st_status st_load_start(st_checkpoint *checkpoint,
+                        const struct st_request *requests,
+                        size_t n,
+                        const struct st_load_options *options,
+                        struct st_load **out,
+                        st_error *err);
+
+/**
+ * Gives the next request, or piece of one, that has arrived.
+ *
+ * timeout_ms: the most milliseconds to wait; 0 does not wait. A negative number waits as long as the storage takes, but not for the
+ * caller: see ST_ERR_STAGING_FULL.
+ * out: receives what has arrived; may not be NULL. Unlike other outputs it is always written: where the status is that of a request that
+ * failed, out->request, out->tag and out->index tell of which; where it is another, out->request is ST_ALL.
+ *
+ * Any number of threads may call this at once; each request goes to one of them.
+ *
+ * ST_DONE: everything was delivered.
+ * ST_TIMEOUT: nothing has arrived in time.
+ * ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_FILE_CHANGED, ST_ERR_CHECKSUM_MISMATCH, ST_ERR_NO_MEMORY: this request (or piece: each fails or
+ * arrives by itself) failed, and the content of its dst is unspecified. The load goes on: call again for the others.
+ * ST_ERR_STAGING_FULL: the timeout is negative, and nothing can arrive before some of what was delivered is recycled.
+ * ST_ERR_CANCELLED: by st_load_cancel.
+ * ST_ERR_INVALID_ARGUMENT: a NULL. ST_ERR_UNSUPPORTED: in a child of the process that started the load.
+ */
+st_status st_load_next(struct st_load *load,
+                       int64_t timeout_ms,
+                       struct st_loaded *out,
+                       st_error *err);
+
+/**
+ * Hands staged memory back, so that more can be read into it. The bytes must not be touched any more. What was delivered to a dst, and what
+ * failed, has nothing to hand back: that is fine too. May be called from any thread.
+ *
+ * ST_ERR_INVALID_ARGUMENT: a NULL; this was recycled before, or is not from this load.
+ */
+st_status st_load_recycle(struct st_load *load,
+                          const struct st_loaded *loaded,
+                          st_error *err);
+
+/**
+ * Tells how far the load is. Items are requests; they are done when they are delivered, or have failed. Any thread may ask, at any
+ * time.
+ *
+ * ST_ERR_INVALID_ARGUMENT: a NULL.
+ */
+st_status st_load_progress(const struct st_load *load,
+                           st_progress *out);
+
+/**
+ * Ends the load early, and returns at once: nothing new is read, and st_load_next gives ST_ERR_CANCELLED from now on, in all threads.
+ * Reads that are under way may still write to destinations until st_load_free returns. Staged bytes that were delivered stay until
+ * then. May be called from any thread; NULL is fine.
+ */
+void st_load_cancel(struct st_load *load);
+
+/**
+ * Cancels what is not done, waits for reads that are under way, and frees the load and its staging memory. NULL is fine. No other thread may
+ * use the load any more, and none of its threads is left.
+ */
+void st_load_free(struct st_load *load);
 
 /* ====================================================================================================
  * Checking: whether the bytes are right

@@ -175,8 +175,15 @@ pub enum Error {
         /// What it cannot be.
         what: &'static str,
     },
-    /// The call's [`Task`](crate::Task) was cancelled.
+    /// The call's [`Task`](crate::Task), or the load, was cancelled.
     Cancelled,
+    /// Nothing more of a load can arrive before staged memory is recycled.
+    StagingFull {
+        /// Staged memory that was delivered and not recycled, in bytes.
+        held: u64,
+        /// All of it.
+        size: u64,
+    },
     /// There was no memory for what is kept of all shards together.
     NoMemory,
     /// An argument is not one that the function takes.
@@ -275,6 +282,12 @@ impl Display for Error {
                 write!(f, "tensor {} of {dtype} cannot be {what}", Quoted(tensor))
             }
             Error::Cancelled => f.write_str("cancelled"),
+            Error::StagingFull { held, size } => {
+                write!(
+                    f,
+                    "nothing more can arrive before staged memory is recycled: {held} of its {size} bytes are in use"
+                )
+            }
             Error::NoMemory => f.write_str("no memory for the directory of the checkpoint"),
             Error::InvalidArgument { what } => f.write_str(what),
         }

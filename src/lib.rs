@@ -28,6 +28,7 @@
 //! - `hashing`: checksums of many bytes, on several threads. Knows runs of bytes, not where they come from.
 //! - `residency`: what is in use, what is held, what goes when a budget is reached. Knows pieces of memory, no tensors.
 //! - `checkpoint`: [`Checkpoint`], one name space over all of them.
+//! - `load`: [`Load`], many tensors at the speed of the storage. Knows checkpoints.
 //! - `writer`: [`Writer`], from tensors to a checkpoint. Knows formats and files, no checkpoints.
 //! - [`ffi`]: the C contract. No logic.
 //!
@@ -49,6 +50,7 @@ mod error;
 pub mod ffi;
 pub mod format;
 mod hashing;
+mod load;
 mod process;
 mod quote;
 mod residency;
@@ -63,5 +65,6 @@ pub use checkpoint::{
 };
 pub use error::{Error, FolderError, Mismatch};
 pub use format::Dtype;
+pub use load::{Destination, Engine, Load, LoadOptions, LoadProgress, Loaded, Next, Request, Staging};
 pub use task::{Progress, Task};
 pub use writer::{Checksums, Found, Writer, WriterError, WriterOptions};

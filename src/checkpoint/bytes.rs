@@ -184,7 +184,7 @@ impl Checkpoint {
         self.slice_error(tensor, SliceError::NoMemory { rank: tensor.shape().len() })
     }
 
-    fn slice(&self, tensor: &Tensor<'_>, ranges: &[Range<u64>]) -> Result<Slice, Error> {
+    pub(super) fn slice(&self, tensor: &Tensor<'_>, ranges: &[Range<u64>]) -> Result<Slice, Error> {
         Slice::new(tensor.dtype(), tensor.shape(), ranges).map_err(|source| self.slice_error(tensor, source))
     }
 

@@ -8,6 +8,7 @@
 //! agree      whether an index and the shards say the same
 //! metadata   the metadata of all shards as one
 //! bytes      where tensors lie, or copied to where they should go
+//! loading    what loading many of them needs to know
 //! resident   what is in memory: held, let go, read ahead
 //! neighbours which tensors lie beside one another
 //! strays     pages that come into memory beside tensors
@@ -16,6 +17,7 @@
 
 mod agree;
 mod bytes;
+mod loading;
 mod locate;
 mod metadata;
 mod names;
@@ -29,6 +31,7 @@ mod strays;
 mod verify;
 
 pub use bytes::{TensorBytes, View};
+pub(crate) use loading::Place;
 pub use open::OpenOptions;
 pub use resident::{Pinned, Residency};
 pub use verify::{Checks, Report, Verify, VerifyOptions};

@@ -216,7 +216,7 @@ pub unsafe extern "C" fn st_tensor_dlpack_unversioned(
 /// # Safety
 ///
 /// The header's rules for arrays.
-unsafe fn copy_ranges(
+pub(super) unsafe fn copy_ranges(
     checkpoint: &Checkpoint,
     index: usize,
     ranges: *const st_range,

@@ -13,6 +13,10 @@ pub type st_status = i32;
 /// It worked.
 pub const ST_OK: st_status = 0;
 
+/// Everything was delivered (st_load_next). Not an error.
+pub const ST_DONE: st_status = 1;
+/// Nothing has arrived in time (st_load_next). Not an error.
+pub const ST_TIMEOUT: st_status = 2;
 /// An argument is NULL that must not be, or has a value or flag that this library does not know.
 pub const ST_ERR_INVALID_ARGUMENT: st_status = 100;
 /// There is no tensor, or metadata, or dtype, of that name.
@@ -33,7 +37,7 @@ pub const ST_ERR_BUDGET: st_status = 107;
 pub const ST_ERR_IN_USE: st_status = 108;
 /// A dimension cannot be cut into as many equal parts as a layout asks for.
 pub const ST_ERR_NOT_DIVISIBLE: st_status = 109;
-/// The call's task was cancelled.
+/// The call's task, or the load, was cancelled.
 pub const ST_ERR_CANCELLED: st_status = 110;
 /// A bug in this library. Please report it with the message.
 pub const ST_ERR_INTERNAL: st_status = 199;
@@ -124,6 +128,9 @@ pub const ST_ERR_SEALED: st_status = 601;
 /// A tensor that was declared lacks bytes.
 pub const ST_ERR_INCOMPLETE: st_status = 602;
 
+/// Nothing more can arrive before staged memory is recycled: the caller holds too much of it.
+pub const ST_ERR_STAGING_FULL: st_status = 700;
+
 /// Where a failed call leaves the details. It lies in the caller's memory, refers to no other, and needs neither initialising nor
 /// freeing; its size never changes.
 #[repr(C)]
@@ -146,8 +153,10 @@ pub extern "C" fn st_status_name(status: st_status) -> *const c_char {
     named.map_or(std::ptr::null(), |(_, name)| name.as_ptr())
 }
 
-const STATUS_NAMES: [(st_status, &std::ffi::CStr); 53] = [
+const STATUS_NAMES: [(st_status, &std::ffi::CStr); 56] = [
     (ST_OK, c"ST_OK"),
+    (ST_DONE, c"ST_DONE"),
+    (ST_TIMEOUT, c"ST_TIMEOUT"),
     (ST_ERR_INVALID_ARGUMENT, c"ST_ERR_INVALID_ARGUMENT"),
     (ST_ERR_NOT_FOUND, c"ST_ERR_NOT_FOUND"),
     (ST_ERR_OUT_OF_RANGE, c"ST_ERR_OUT_OF_RANGE"),
@@ -200,6 +209,7 @@ const STATUS_NAMES: [(st_status, &std::ffi::CStr); 53] = [
     (ST_ERR_RESERVED_NAME, c"ST_ERR_RESERVED_NAME"),
     (ST_ERR_SEALED, c"ST_ERR_SEALED"),
     (ST_ERR_INCOMPLETE, c"ST_ERR_INCOMPLETE"),
+    (ST_ERR_STAGING_FULL, c"ST_ERR_STAGING_FULL"),
 ];
 
 impl From<&Error> for st_error {
@@ -251,6 +261,21 @@ impl Write for Line<'_> {
     }
 }
 
+/// Turns an error into its status and, unless that is NULL, into `err`.
+///
+/// # Safety
+///
+/// `err` is NULL or valid for writes.
+pub(super) unsafe fn status_and_error(error: &Error, err: *mut st_error) -> st_status {
+    let failure = st_error::from(error);
+    let status = failure.status;
+    if !err.is_null() {
+        // SAFETY: the caller's promise.
+        unsafe { err.write(failure) };
+    }
+    status
+}
+
 fn status_of(error: &Error) -> st_status {
     match error {
         Error::Header { source, .. } => status_of_header(source),
@@ -300,6 +325,7 @@ fn status_of(error: &Error) -> st_status {
         Error::BufferTooSmall { .. } => ST_ERR_BUFFER_TOO_SMALL,
         Error::RankTooLarge { .. } | Error::Unsupported { .. } => ST_ERR_UNSUPPORTED,
         Error::Cancelled => ST_ERR_CANCELLED,
+        Error::StagingFull { .. } => ST_ERR_STAGING_FULL,
         Error::NoMemory => ST_ERR_NO_MEMORY,
         Error::InvalidArgument { .. } => ST_ERR_INVALID_ARGUMENT,
     }
@@ -405,6 +431,6 @@ mod tests {
         numbers.dedup();
         assert_eq!(numbers.len(), STATUS_NAMES.len());
         assert!(numbers.is_sorted());
-        assert!(st_status_name(-1).is_null() && st_status_name(1).is_null());
+        assert!(st_status_name(-1).is_null() && st_status_name(3).is_null());
     }
 }

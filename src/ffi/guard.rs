@@ -10,9 +10,22 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 ///
 /// `err` is NULL or valid for writes.
 pub(super) unsafe fn guard(err: *mut st_error, body: impl FnOnce() -> Result<(), Error>) -> st_status {
+    // SAFETY: the caller's promise.
+    unsafe { guard_status_with(err, || body().map(|()| ST_OK)) }
+}
+
+/// As [`guard`], of a function that knows several outcomes which are no errors of its own.
+///
+/// # Safety
+///
+/// As for [`guard`].
+pub(super) unsafe fn guard_status_with(
+    err: *mut st_error,
+    body: impl FnOnce() -> Result<st_status, Error>,
+) -> st_status {
     // A panic may leave the values that the body was about to write unwritten; no state of ours outlives it.
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => return ST_OK,
+        Ok(Ok(status)) => return status,
         Ok(Err(error)) => st_error::from(&error),
         Err(_) => st_error::internal(),
     };

@@ -24,6 +24,7 @@ pub mod about;
 pub mod bytes;
 pub mod directory;
 pub mod error;
+pub mod load;
 pub mod open;
 pub mod ranks;
 pub mod residency;
@@ -32,7 +33,7 @@ pub mod verify;
 pub mod writer;
 
 /// The sections of the header: a file of this folder, and the section's title.
-pub const SECTIONS: [(&str, &str); 10] = [
+pub const SECTIONS: [(&str, &str); 11] = [
     ("error", "Errors"),
     ("about", "About the library"),
     ("open", "Open and close"),
@@ -41,6 +42,7 @@ pub const SECTIONS: [(&str, &str); 10] = [
     ("residency", "Residency: what stays in memory"),
     ("ranks", "Ranks: splitting tensors over processes"),
     ("task", "Tasks: watching and cancelling long calls"),
+    ("load", "Loading: many tensors at the speed of the storage"),
     ("verify", "Checking: whether the bytes are right"),
     ("writer", "Writing"),
 ];

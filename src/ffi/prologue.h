@@ -50,8 +50,9 @@
  *   Threads.   Every function may be called from any thread, at the same time, on the same handle. A handle must not be closed for the
  *              last time while another thread still uses it; let each thread that may outlive the others hold a reference.
  *              After fork() the handle works in both processes, if no other thread was inside this library during the fork. (The
- *              library's own threads are no matter: calls end theirs before they return, but for that of st_prefetch, which stays
- *              with the parent, and so does what it has yet to read. All signals are blocked in them.)
+ *              library's own threads are no matter: calls end theirs before they return, but for those of st_prefetch and
+ *              st_load_start, which stay with the parent, and so does what they have yet to read. All signals are blocked in
+ *              them. Only under ST_VERIFY_FIRST_USE a child must not use a checkpoint of which a load was running.)
  *   Signals.   A pointer into a mapping (st_tensor_ptr, st_tensor_view, st_tensor_dlpack, st_acquire) is memory like any mapped file: if
  *              another program truncates the file, touching the lost pages raises SIGBUS; if it overwrites the file, the bytes
  *              change. Open with ST_STORAGE_READ where files are not under your control. Nothing else in this library can
@@ -96,6 +97,9 @@ extern "C" {
 
 /* Initialises an st_layout with the default of every field. */
 #define ST_LAYOUT_INIT { sizeof(st_layout), NULL, 0, NULL, NULL, 0, 0 }
+
+/* Initialises an st_load_options with the default of every field. */
+#define ST_LOAD_OPTIONS_INIT { sizeof(st_load_options), 0, ST_ENGINE_AUTO, 0, 0, 0, NULL, 0, 0, 0, 0 }
 
 /* Initialises an st_verify_options with the default of every field. */
 #define ST_VERIFY_OPTIONS_INIT { sizeof(st_verify_options), 0, 0, 0, 0, NULL, 0, NULL }

@@ -3,7 +3,9 @@
 use super::error::{st_error, st_status, ST_OK};
 use super::guard::{guard, guard_status, guard_value};
 use super::handle::{null, output};
+use super::load::number_of_engine;
 use crate::error::Error;
+use crate::load::LoadProgress;
 use crate::task::Task;
 use std::sync::Arc;
 
@@ -21,12 +23,18 @@ pub struct st_progress {
     pub bytes_done: u64,
     /// Bytes that there are to read or write.
     pub bytes_total: u64,
-    /// Tensors that are done with.
+    /// Tensors, or requests of a load, that are done with.
     pub items_done: u64,
-    /// Tensors that there are.
+    /// Tensors, or requests, that there are.
     pub items_total: u64,
     /// Bytes per second since the call began, or until it ended.
     pub bytes_per_second: u64,
+    /// Of a load: bytes that were read from the files so far, with gaps and edges that nobody wanted. Otherwise 0.
+    pub bytes_read: u64,
+    /// Of a load: ST_ENGINE_*, or'ed: what has read something so far. Otherwise 0.
+    pub engines: u32,
+    /// Of a load: the number of its threads. Otherwise 0.
+    pub workers: u32,
 }
 
 /// Makes a task.
@@ -53,14 +61,7 @@ pub unsafe extern "C" fn st_task_progress(task: *const st_task, out: *mut st_pro
     guard_status(|| {
         // SAFETY: NULL or a task that has not been freed; NULL or an output.
         let (task, out) = unsafe { (self::task(task).ok()?, output(out, "out").ok()?) };
-        let progress = task.progress();
-        out.write(st_progress {
-            bytes_done: progress.bytes_done,
-            bytes_total: progress.bytes_total,
-            items_done: progress.items_done,
-            items_total: progress.items_total,
-            bytes_per_second: progress.bytes_per_second,
-        });
+        out.write(progress_of(LoadProgress { done: task.progress(), ..LoadProgress::default() }));
         Some(ST_OK)
     })
 }
@@ -87,6 +88,20 @@ pub unsafe extern "C" fn st_task_free(task: *mut st_task) {
         }
         Some(())
     });
+}
+
+/// Progress for C.
+pub(super) fn progress_of(progress: LoadProgress) -> st_progress {
+    st_progress {
+        bytes_done: progress.done.bytes_done,
+        bytes_total: progress.done.bytes_total,
+        items_done: progress.done.items_done,
+        items_total: progress.done.items_total,
+        bytes_per_second: progress.done.bytes_per_second,
+        bytes_read: progress.bytes_read,
+        engines: progress.engines.into_iter().fold(0, |bits, engine| bits | number_of_engine(engine) as u32),
+        workers: u32::try_from(progress.workers).unwrap_or(u32::MAX),
+    }
 }
 
 /// The task behind a handle.

@@ -98,6 +98,7 @@ fn header_has_every_public_item_of_ffi() {
     }
     for name in [
         "ST_OPEN_OPTIONS_INIT",
+        "ST_LOAD_OPTIONS_INIT",
         "ST_VERIFY_OPTIONS_INIT",
         "ST_LAYOUT_INIT",
         "ST_WRITER_OPTIONS_INIT",

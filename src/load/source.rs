@@ -1,0 +1,93 @@
+//! How each block is best read, by looking at the machine.
+
+use super::options::Engine;
+use super::segment::Block;
+use crate::checkpoint::Checkpoint;
+use crate::storage::{Direct, Storage, StorageKind};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::OnceLock;
+
+/// The shards' files, and what is known of them.
+#[derive(Debug)]
+pub(super) struct Source {
+    forced: Option<Engine>,
+    shards: Box<[ShardSource]>,
+    refuses_uring: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct ShardSource {
+    is_remote: OnceLock<bool>,
+    direct: OnceLock<Option<Direct>>,
+}
+
+impl Source {
+    /// For a checkpoint; by one engine only if that is asked for.
+    pub(super) fn new(checkpoint: &Checkpoint, forced: Option<Engine>) -> Source {
+        let shards = checkpoint.storages().map(|_| ShardSource::default()).collect();
+        Source { forced, shards, refuses_uring: AtomicBool::new(false) }
+    }
+
+    /// How to read a block of this storage.
+    ///
+    /// What the page cache has is copied from there: a disk is slower. What it does not have is read around it, which saves a copy,
+    /// and the cache for others. Where that is refused, or the system does not tell what the cache has, through it; and so are small reads
+    /// over a network, since the system reads ahead what lies between them.
+    pub(super) fn engine(&self, storage: &Storage, block: &Block) -> Engine {
+        if storage.kind() == StorageKind::Memory {
+            return Engine::Memory;
+        }
+        let remote = self.is_remote(storage, block.shard);
+        let around_cache = match self.forced {
+            Some(Engine::Direct | Engine::Uring) => true,
+            Some(_) => false,
+            None => !(is_cached(storage, block) || (remote && is_of_small_reads(block))),
+        };
+        if !around_cache || self.direct(storage, block.shard).is_none() {
+            return Engine::Buffered;
+        }
+        // Of a network file system io_uring makes threads, as many as there are reads: we have ours.
+        let one_by_one = self.forced == Some(Engine::Direct) || (self.forced.is_none() && remote);
+        match one_by_one || self.refuses_uring.load(Relaxed) {
+            true => Engine::Direct,
+            false => Engine::Uring,
+        }
+    }
+
+    /// The file of a shard, to be read around the page cache. `None` where that is refused.
+    pub(super) fn direct(&self, storage: &Storage, shard: usize) -> Option<&Direct> {
+        let direct = self.shards.get(shard)?.direct.get_or_init(|| storage.open_direct());
+        direct.as_ref().filter(|direct| !direct.is_refused())
+    }
+
+    /// The same, once [`Source::direct`] has opened it, even if it was found out to refuse.
+    pub(super) fn direct_of(&self, shard: usize) -> Option<&Direct> {
+        self.shards.get(shard)?.direct.get()?.as_ref()
+    }
+
+    /// A thread was refused io_uring: others need not try.
+    pub(super) fn refuse_uring(&self) {
+        self.refuses_uring.store(true, Relaxed);
+    }
+
+    fn is_remote(&self, storage: &Storage, shard: usize) -> bool {
+        self.shards.get(shard).is_none_or(|shard| *shard.is_remote.get_or_init(|| storage.is_remote()))
+    }
+}
+
+/// Whether the block takes reads of fewer bytes than are read ahead anyway.
+fn is_of_small_reads(block: &Block) -> bool {
+    /// What Linux reads ahead where nothing else is set.
+    const READ_AHEAD: u64 = 128 * 1024;
+    let bytes: u64 = block.pieces.iter().map(|piece| piece.len).sum();
+    let reads = block.pieces.iter().filter(|piece| !piece.joined).count() as u64;
+    reads > 1 && bytes < reads * READ_AHEAD
+}
+
+/// Whether half of the bytes, or more, are in the page cache.
+fn is_cached(storage: &Storage, block: &Block) -> bool {
+    let (Some(first), Some(last)) = (block.pieces.first(), block.pieces.last()) else { return true };
+    let bytes = first.offset..last.end();
+    let len = bytes.end - bytes.start;
+    storage.cached(bytes).is_none_or(|cached| cached >= len / 2)
+}

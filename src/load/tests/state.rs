@@ -1,0 +1,97 @@
+use super::model::{Ask, How, Model, Tensor};
+use crate::error::Error;
+use crate::format::Dtype;
+
+/// Tensors of these sizes, one after the other, each staged or with a destination.
+fn model(sizes: &[u64], placed: &[usize], how: How) -> Model {
+    let mut start = 512;
+    let tensor = |size: &u64| {
+        start += size;
+        Tensor { shard: 0, start: start - size, dtype: Dtype::U8, shape: vec![*size] }
+    };
+    let tensors: Vec<_> = sizes.iter().map(tensor).collect();
+    let ask = |tensor| Ask { tensor, ranges: vec![], shift: placed.contains(&tensor).then_some(0) };
+    Model::new(&tensors, &(0..sizes.len()).map(ask).collect::<Vec<_>>(), how)
+}
+
+#[test]
+fn what_has_a_place_does_not_wait_for_staging_memory() {
+    let how = How { staging: 65536, ..How::default() };
+    let mut model = model(&[60_000, 60_000, 60_000], &[2], how);
+    let first = model.deal().unwrap();
+    // The second staged one has to wait, the third does not.
+    let third = model.deal().unwrap();
+    assert_eq!((first.pieces[0].offset, third.pieces[0].offset), (512, 120_512));
+    assert!(model.deal().is_none() && !model.state.is_dealt_out(&model.work));
+    model.read(&third);
+    model.give(&third, true);
+    assert_eq!(model.deliver().unwrap().request, 2);
+    assert!(!model.state.is_stalled(&model.work));
+    model.read(&first);
+    model.give(&first, true);
+    let first = model.deliver().unwrap();
+    // Now it is for the caller to go on.
+    assert!(model.state.is_stalled(&model.work));
+    assert!(matches!(model.state.staging_full(), Error::StagingFull { held: 61440, size: 65536 }));
+    assert!(model.state.recycle(first.buffer) && !model.state.recycle(first.buffer));
+    assert!(!model.state.is_stalled(&model.work));
+    model.run();
+}
+
+#[test]
+fn what_has_failed_gives_its_memory_back() {
+    let mut model = model(&[60_000, 60_000], &[], How { staging: 65536, ..How::default() });
+    let first = model.deal().unwrap();
+    model.give(&first, false);
+    let failed = model.deliver().unwrap();
+    assert!(failed.bytes.is_err() && failed.buffer == 0 && failed.is_last);
+    model.run();
+}
+
+#[test]
+fn pieces_do_not_overtake_one_another() {
+    let mut model = model(&[100_000], &[], How { piece_bytes: 20_000, ..How::default() });
+    let mut blocks: Vec<_> = std::iter::from_fn(|| model.deal()).collect();
+    assert_eq!(blocks.len(), 6);
+    while let Some(block) = blocks.pop() {
+        assert!(model.deliver().is_none());
+        model.read(&block);
+        model.give(&block, true);
+    }
+    let mut at = 0;
+    while let Some(piece) = model.deliver() {
+        assert!(piece.offset == at && model.is_right(&piece));
+        at += piece.bytes.unwrap().len() as u64;
+    }
+    assert_eq!(at, 100_000);
+}
+
+#[test]
+fn requests_of_no_bytes_are_there_at_once() {
+    for in_order in [false, true] {
+        let mut model = model(&[0, 0, 0], &[1], How { in_order, ..How::default() });
+        assert_eq!(model.work.blocks(), 0);
+        assert!(model.deal().is_none() && model.state.is_read(&model.work));
+        for _ in 0..3 {
+            let loaded = model.deliver().unwrap();
+            assert!(loaded.buffer == 0 && loaded.engine.is_none());
+            assert_eq!(loaded.bytes.unwrap().start().addr().get() % if loaded.request == 1 { 1 } else { 64 }, 0);
+        }
+        assert_eq!(model.state.left(), 0);
+    }
+}
+
+#[test]
+fn pages_needed_hold_everything_at_once() {
+    for piece_bytes in [u64::MAX, 5000, 4096] {
+        let how = How { piece_bytes, staging: 1 << 30, ..How::default() };
+        let mut model = model(&[100, 0, 70_000, 4096, 13, 300_000], &[3], how);
+        let mut held = Vec::new();
+        while let Some(block) = model.deal() {
+            model.read(&block);
+            model.give(&block, true);
+            held.extend(std::iter::from_fn(|| model.deliver()));
+        }
+        assert!(model.state.left() == 0 && held.iter().all(|loaded| model.is_right(loaded)));
+    }
+}
