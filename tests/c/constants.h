@@ -2,6 +2,8 @@
 
 #define STATUSES(X)                                                                                                    \
     X(ST_OK, 0)                                                                                                        \
+    X(ST_DONE, 1)                                                                                                      \
+    X(ST_TIMEOUT, 2)                                                                                                   \
     X(ST_ERR_INVALID_ARGUMENT, 100)                                                                                    \
     X(ST_ERR_NOT_FOUND, 101)                                                                                           \
     X(ST_ERR_OUT_OF_RANGE, 102)                                                                                        \
@@ -53,7 +55,8 @@
     X(ST_ERR_CHECKSUM_MALFORMED, 502)                                                                                  \
     X(ST_ERR_RESERVED_NAME, 600)                                                                                       \
     X(ST_ERR_SEALED, 601)                                                                                              \
-    X(ST_ERR_INCOMPLETE, 602)
+    X(ST_ERR_INCOMPLETE, 602)                                                                                          \
+    X(ST_ERR_STAGING_FULL, 700)
 
 /* Dtype, number, name, bits, and the code that DLPack has for it. */
 #define DTYPES(X)                                                                                                      \

@@ -77,12 +77,49 @@ AT(st_layout, tensor_map_starts, 32);
 AT(st_layout, tensor_map_len, 40);
 AT(st_layout, optimizer_shard, 48);
 
-SIZE(st_progress, 40);
+SIZE(st_progress, 56);
 AT(st_progress, bytes_done, 0);
 AT(st_progress, bytes_total, 8);
 AT(st_progress, items_done, 16);
 AT(st_progress, items_total, 24);
 AT(st_progress, bytes_per_second, 32);
+AT(st_progress, bytes_read, 40);
+AT(st_progress, engines, 48);
+AT(st_progress, workers, 52);
+
+SIZE(st_request, 48);
+AT(st_request, index, 0);
+AT(st_request, ranges, 8);
+AT(st_request, rank, 16);
+AT(st_request, dst, 24);
+AT(st_request, dst_len, 32);
+AT(st_request, tag, 40);
+
+SIZE(st_load_options, 64);
+AT(st_load_options, struct_size, 0);
+AT(st_load_options, flags, 8);
+AT(st_load_options, engine, 12);
+AT(st_load_options, workers, 16);
+AT(st_load_options, queue_depth, 20);
+AT(st_load_options, block_bytes, 24);
+AT(st_load_options, staging, 32);
+AT(st_load_options, staging_bytes, 40);
+AT(st_load_options, piece_bytes, 48);
+AT(st_load_options, over_read, 56);
+AT(st_load_options, reserved, 60);
+
+SIZE(st_loaded, 72);
+AT(st_loaded, tag, 0);
+AT(st_loaded, request, 8);
+AT(st_loaded, index, 16);
+AT(st_loaded, data, 24);
+AT(st_loaded, nbytes, 32);
+AT(st_loaded, offset, 40);
+AT(st_loaded, buffer, 48);
+AT(st_loaded, status, 56);
+AT(st_loaded, engine, 60);
+AT(st_loaded, last, 64);
+AT(st_loaded, reserved, 68);
 
 SIZE(st_verify_options, 48);
 AT(st_verify_options, struct_size, 0);
@@ -121,6 +158,9 @@ static_assert(ST_OPEN_COPY_ON_WRITE == 1 && ST_OPEN_POPULATE == 2 && ST_OPEN_LOC
 static_assert(ST_OPEN_FOLLOW_LINKS == 8 && ST_EVICT_PAGE_CACHE == 1 && ST_ALL == SIZE_MAX, "");
 static_assert(ST_WRITE_INSERTION_ORDER == 1 && ST_WRITE_NO_SYNC == 2 && ST_WRITE_CRC == 4, "");
 static_assert(ST_WRITE_SHA256 == 8 && ST_WRITE_BLAKE3 == 16, "");
+static_assert(ST_ENGINE_AUTO == 0 && ST_ENGINE_MEMORY == 1 && ST_ENGINE_BUFFERED == 2, "");
+static_assert(ST_ENGINE_DIRECT == 4 && ST_ENGINE_URING == 8, "");
+static_assert(ST_LOAD_IN_ORDER == 1 && ST_OVER_READ_NONE == UINT32_MAX, "");
 static_assert(ST_END == UINT64_MAX && ST_MAX_RANK == 64, "");
 static_assert(sizeof(((st_view *)0)->shape) == ST_MAX_RANK * sizeof(uint64_t), "");
 
@@ -128,11 +168,16 @@ int main(void) {
     const st_open_options options = ST_OPEN_OPTIONS_INIT;
     const st_layout layout = ST_LAYOUT_INIT;
     const st_writer_options writer = ST_WRITER_OPTIONS_INIT;
+    const st_load_options load = ST_LOAD_OPTIONS_INIT;
     if (options.struct_size != sizeof(options) || options.storage != 0 || options.flags != 0 || options.budget != 0)
         return 1;
     if (layout.struct_size != sizeof(layout) || layout.device_matrix || layout.device_dims != 0 || layout.tensor_map)
         return 1;
     if (writer.struct_size != sizeof(writer) || writer.flags || writer.alignment || writer.max_shard_bytes || writer.task)
+        return 1;
+    if (load.struct_size != sizeof(load) || load.flags || load.engine || load.workers || load.queue_depth || load.block_bytes)
+        return 1;
+    if (load.staging || load.staging_bytes || load.piece_bytes || load.over_read || load.reserved)
         return 1;
     return layout.tensor_map_starts || layout.tensor_map_len != 0 || layout.optimizer_shard != 0;
 }

@@ -20,6 +20,7 @@ static void task_progress_is_zero_before_a_call(void) {
     CHECK(st_task_progress(task, &progress) == ST_OK);
     CHECK(progress.bytes_done == 0 && progress.bytes_total == 0);
     CHECK(progress.items_done == 0 && progress.items_total == 0 && progress.bytes_per_second == 0);
+    CHECK(progress.bytes_read == 0 && progress.engines == 0 && progress.workers == 0);
     CHECK(st_task_progress(NULL, &progress) == ST_ERR_INVALID_ARGUMENT);
     CHECK(st_task_progress(task, NULL) == ST_ERR_INVALID_ARGUMENT);
     st_task_free(task);

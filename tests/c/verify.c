@@ -892,7 +892,7 @@ static void verify_is_cancelled(void) {
 static void verify_progress_grows_to_the_total(void) {
     const uint64_t each = test_is_instrumented() ? 1 << 17 : 4 << 20;
     const pthread_t thread = start_call(each);
-    st_progress last = {0, 0, 0, 0, 0};
+    st_progress last = {0};
     while (!atomic_load(&call.ended)) {
         const st_progress progress = progress_of_call();
         CHECK(progress.bytes_done >= last.bytes_done && progress.items_done >= last.items_done);

@@ -182,7 +182,7 @@ static void writers_of_the_same_shards_in_processes(void) {
 }
 
 static void *cancel_when_it_writes(void *task) {
-    st_progress progress = {0, 0, 0, 0, 0};
+    st_progress progress = {0};
     while (progress.bytes_done == 0) {
         CHECK(st_task_progress(task, &progress) == ST_OK);
         usleep(100);
@@ -225,7 +225,7 @@ static struct {
 
 static void *watch_progress(void *nothing) {
     (void)nothing;
-    st_progress last = {0, 0, 0, 0, 0}, now;
+    st_progress last = {0}, now;
     while (!atomic_load(&watch.ended)) {
         CHECK(st_task_progress(watch.task, &now) == ST_OK);
         CHECK(now.bytes_done >= last.bytes_done && now.items_done >= last.items_done && now.bytes_total >= last.bytes_total);
