@@ -8,6 +8,10 @@
 //     std::vector<float> rows = model["lm_head.bias"].shard(0, rank, world).read<float>();
 //     model.verify().check();
 //
+//     for (st::Loaded &loaded : model.load(model.prefix("model.layers.3.")))  // many at once, at the speed of the storage
+//         upload(loaded.tensor().name(), loaded.bytes());
+//     st::Weights weights = model.load_all();                                 // or all of it, into one block of memory
+//
 //     st::Writer writer("copy.safetensors");
 //     writer.add("bias", {2, 3}, numbers);
 //     writer.add(model["lm_head.weight"]);
@@ -17,9 +21,10 @@
 //
 // LIFETIMES. A Checkpoint owns one reference to an open checkpoint. Tensors, slices, views, spans, pointers and string_views that come
 // from it are valid as long as any Checkpoint that shares it (see share) lives, and no longer; they are cheap to copy. A Pin owns a
-// reference too, and what comes from it is valid as long as the Pin. What would dangle at once, such as Checkpoint(path)[name],
-// does not compile. Bytes that are given to add of a Writer are read by finish: they must stay as they are until it has succeeded, or the
-// writer is gone. Tensors of a checkpoint do, for the writer takes a reference to it.
+// reference too, and what comes from it is valid as long as the Pin; so with Weights. Staged bytes are valid as long as both the Loaded
+// that they came with and its Load; destinations and staging memory must outlive the Load, so declare them before it. What would
+// dangle at once, such as Checkpoint(path)[name], does not compile. Bytes that are given to add of a Writer are read by finish: they must
+// stay as they are until it has succeeded, or the writer is gone. Tensors of a checkpoint do, for the writer takes a reference to it.
 //
 // THREADS. All const member functions may be called from any thread at the same time; so may write of a Writer, whose other functions want
 // it for themselves.
@@ -29,15 +34,21 @@
 
 #include "safetensors_lazy.h"
 
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
 #include <complex>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <iterator>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <sys/mman.h>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -108,6 +119,9 @@ public:
 
     constexpr Span() noexcept = default;
     constexpr Span(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
+    // Elements that may be written to are also elements that may be read.
+    template <class U, class = std::enable_if_t<std::is_same_v<const U, T>>>
+    constexpr Span(const Span<U> &other) noexcept : data_(other.data()), size_(other.size()) {}
 
     constexpr T *data() const noexcept { return data_; }
     constexpr std::size_t size() const noexcept { return size_; }
@@ -371,6 +385,8 @@ private:
     friend class Tensors;
     friend class Slice;
     friend class Pin;
+    friend class Request;
+    friend class Loaded;
     friend class Writer;
 
     Tensor() = default; // none: what a Pin has that was moved from
@@ -710,6 +726,374 @@ private:
     st_error err_{};
 };
 
+// What reads: see ST_ENGINE_AUTO.
+enum class Engine : std::int32_t {
+    Auto = ST_ENGINE_AUTO,         // whichever is best, for each part of each file
+    Memory = ST_ENGINE_MEMORY,     // copies out of memory that was given to Checkpoint::from_buffer
+    Buffered = ST_ENGINE_BUFFERED, // through the page cache
+    Direct = ST_ENGINE_DIRECT,     // around the page cache, one read at a time by each thread
+    Uring = ST_ENGINE_URING,       // around the page cache, many at once by each thread
+};
+
+// Memory for what is staged: so many bytes of the library's own, or memory of the caller's, which must outlive the load.
+//
+//     options.staging = 64 << 20;
+//     options.staging = Span<std::byte>(pinned, size);
+class Staging {
+public:
+    // 256 MiB of the library's own.
+    Staging() noexcept = default;
+    // So many bytes of the library's own; 0 is 256 MiB.
+    Staging(std::size_t nbytes) noexcept : memory_(nullptr, nbytes) {}
+    // These, which should be aligned to 4096. Throws ST_ERR_INVALID_ARGUMENT if there are none.
+    Staging(Span<std::byte> memory) : memory_(memory) {
+        if (!memory.data() || memory.empty())
+            throw Error(ST_ERR_INVALID_ARGUMENT, "the staging memory is empty");
+    }
+
+    // The caller's memory; NULL if it is to be the library's own.
+    void *data() const noexcept { return memory_.data(); }
+    std::size_t size() const noexcept { return memory_.size(); }
+
+private:
+    Span<std::byte> memory_;
+};
+
+// How to load. 0 leaves a number to the library.
+struct LoadOptions {
+    Engine engine = Engine::Auto; // the only one to use, where the system and the file let it
+    bool in_order = false;        // deliver in the order of the requests, not in that of the files
+    uint32_t workers = 0;         // the most threads that read
+    uint32_t queue_depth = 0;     // the most reads that are under way at once around the page cache
+    std::size_t block_bytes = 0;  // the most bytes of one read: a multiple of 4096 from 64 KiB to 64 MiB
+    Staging staging;              // where requests without a destination go
+    std::size_t piece_bytes = 0;  // the most bytes of a staged request that are delivered at once; 0: what the staging memory holds
+    uint32_t over_read = 0;       // gaps to be read through, in percent of what is wanted; 0 is 10, ST_OVER_READ_NONE is none
+};
+
+// A tensor or a slice to load, and where to: staged, if it is not said.
+//
+//     model.load({model["bias"], Request(model["weight"].shard(0, rank, world)).to(rows, sizeof(rows)).tag(7)});
+class Request {
+public:
+    Request(const Tensor &tensor) noexcept : tensor_(tensor), nbytes_(tensor.nbytes()) {}
+    Request(Slice slice) noexcept : tensor_(slice.tensor()), ranges_(std::move(slice).ranges()), nbytes_(slice.nbytes()) {}
+
+    // Lets the bytes go, packed, to memory of the caller's: st_request.dst, which says what makes it fast. Nobody else may touch it until
+    // the request was delivered or its Load is gone. Throws ST_ERR_INVALID_ARGUMENT if it is NULL and there are bytes to go there; that it
+    // is too small is noticed by Checkpoint::load.
+    Request &to(void *dst, std::size_t dst_len) & {
+        if (!dst && nbytes_ > 0)
+            throw Error(ST_ERR_INVALID_ARGUMENT, "the destination of tensor " + detail::quoted(tensor_.name()) + " is NULL");
+        dst_ = dst;
+        dst_len_ = dst_len;
+        return *this;
+    }
+    Request to(void *dst, std::size_t dst_len) && { return std::move(to(dst, dst_len)); }
+
+    // The same, for bytes, or elements of a type for the dtype (see Element). Throws ST_ERR_UNSUPPORTED if T is neither.
+    template <class T> Request &to(Span<T> dst) & {
+        static_assert(std::is_trivially_copyable_v<T> && !std::is_const_v<T>, "a load writes the bytes of a trivial type");
+        if constexpr (!std::is_same_v<T, std::byte>)
+            detail::check_dtype<T>(tensor_.dtype(), tensor_.name());
+        return to(dst.data(), dst.size() * sizeof(T));
+    }
+    template <class T> Request to(Span<T> dst) && { return std::move(to(dst)); }
+
+    // Gives it a number, which Loaded::tag tells.
+    Request &tag(std::uint64_t tag) &noexcept {
+        tag_ = tag;
+        return *this;
+    }
+    Request tag(std::uint64_t tag) &&noexcept {
+        tag_ = tag;
+        return std::move(*this);
+    }
+
+    // The tensor that it is of.
+    Tensor tensor() const noexcept { return tensor_; }
+    // The bytes that will come.
+    std::size_t nbytes() const noexcept { return nbytes_; }
+
+private:
+    friend class Checkpoint;
+
+    // Valid as long as the request.
+    st_request c() const noexcept {
+        return {tensor_.index_, Tensor::first(ranges_), ranges_.size(), dst_, dst_len_, tag_};
+    }
+
+    Tensor tensor_;
+    Ranges ranges_; // none: all of it
+    std::size_t nbytes_;
+    void *dst_ = nullptr;
+    std::size_t dst_len_ = 0;
+    std::uint64_t tag_ = 0;
+};
+
+namespace detail {
+
+// A load, as it is known to what it has delivered, which may go later.
+struct Running {
+    Running(st_load *load, st_checkpoint *checkpoint) noexcept : handle(load), source(checkpoint) {}
+    Running(const Running &) = delete;
+    Running &operator=(const Running &) = delete;
+    ~Running() { free(); }
+
+    void free() noexcept { st_load_free(std::exchange(handle, nullptr)); }
+
+    st_load *handle; // NULL: the load has gone
+    st_checkpoint *source;
+    std::atomic<bool> done{false};
+};
+
+} // namespace detail
+
+// A request, or a piece of one, that a Load has delivered, or that has failed. As long as it lives it holds the staged memory that its
+// bytes lie in, if they do: let it go, or recycle it, so that more can be read. May be used, and go, in any thread. Movable; what was moved
+// from holds nothing.
+class [[nodiscard]] Loaded {
+public:
+    Loaded(const Loaded &) = delete;
+    Loaded &operator=(const Loaded &) = delete;
+    Loaded(Loaded &&other) noexcept
+        : load_(std::move(other.load_)), loaded_(other.loaded_), err_(other.err_), recycled_(other.recycled_) {}
+    Loaded &operator=(Loaded &&other) noexcept {
+        if (this != &other) {
+            recycle();
+            load_ = std::move(other.load_);
+            loaded_ = other.loaded_;
+            err_ = other.err_;
+            recycled_ = other.recycled_;
+        }
+        return *this;
+    }
+    ~Loaded() { recycle(); }
+
+    // Whether it has arrived. What has failed comes only from Load::next: a loop over a Load throws.
+    explicit operator bool() const noexcept { return loaded_.status == ST_OK; }
+    // ST_OK, or why it failed.
+    st_status status() const noexcept { return loaded_.status; }
+    // Throws that, if it failed.
+    void check() const { detail::check(loaded_.status, err_); }
+    // Why it failed, in words; "" if it has not.
+    std::string_view message() const &noexcept { return loaded_.status == ST_OK ? "" : err_.message; }
+    std::string_view message() const && = delete;
+
+    // The tensor that it is of. Throws ST_ERR_INVALID_ARGUMENT if this was moved from.
+    Tensor tensor() const { return Tensor(load_ ? load_->source : nullptr, loaded_.index); }
+    // The request's tag.
+    std::uint64_t tag() const noexcept { return loaded_.tag; }
+    // The request's place among those of the load.
+    std::size_t request() const noexcept { return loaded_.request; }
+    // Where the bytes start in the request: not 0 only for pieces.
+    std::uint64_t offset() const noexcept { return loaded_.offset; }
+    // Whether no more of the request will come. Always so where it is not in pieces; of which all come, also after one that has failed.
+    bool is_last() const noexcept { return loaded_.last != 0; }
+    // What read it.
+    Engine engine() const noexcept { return Engine(loaded_.engine); }
+
+    // The bytes: at the request's destination, or staged. They may be read and written; staged ones until this goes, or its Load. Throws
+    // why it failed, if it has, and ST_ERR_INVALID_ARGUMENT if the bytes are not there any more.
+    Span<std::byte> bytes() const & {
+        const st_loaded &loaded = checked();
+        return {static_cast<std::byte *>(loaded.data), loaded.nbytes};
+    }
+    Span<std::byte> bytes() const && = delete;
+
+    // The elements of a tensor, or of a slice, packed. Throws as bytes, ST_ERR_UNSUPPORTED if it came in pieces, or unless T is a type for
+    // the dtype (see Element), and ST_ERR_MISALIGNED if it does not lie as T must.
+    template <class T> Span<T> data() const & {
+        checked();
+        detail::check_dtype<T>(tensor().dtype(), tensor().name());
+        return bits<T>();
+    }
+    template <class T> Span<T> data() const && = delete;
+
+    // As data, for any type of the elements' size.
+    template <class T> Span<T> bits() const & {
+        const Span<std::byte> all = bytes();
+        if (loaded_.offset != 0 || !is_last())
+            throw Error(ST_ERR_UNSUPPORTED, "tensor " + detail::quoted(tensor().name()) + " comes in pieces, which have bytes only");
+        const Span<const T> elements = detail::elements<T>(all.data(), all.size(), tensor().dtype(), tensor().name());
+        return {const_cast<T *>(elements.data()), elements.size()};
+    }
+    template <class T> Span<T> bits() const && = delete;
+
+    // Hands staged memory back, now rather than when this goes. The bytes must not be touched any more. Without staged memory it does
+    // nothing.
+    void recycle() noexcept {
+        if (!load_ || loaded_.buffer == 0)
+            return;
+        if (load_->handle) // otherwise it went with the load
+            st_load_recycle(load_->handle, &loaded_, nullptr);
+        loaded_.buffer = 0;
+        recycled_ = true;
+    }
+
+private:
+    friend class Load;
+
+    Loaded(std::shared_ptr<detail::Running> load, const st_loaded &loaded, const st_error &err) noexcept
+        : load_(std::move(load)), loaded_(loaded) {
+        if (loaded.status != ST_OK)
+            err_ = err;
+    }
+
+    const st_loaded &checked() const {
+        if (!load_)
+            throw Error(ST_ERR_INVALID_ARGUMENT, "what was loaded was moved from");
+        check();
+        if (recycled_)
+            throw Error(ST_ERR_INVALID_ARGUMENT, "the bytes of tensor " + detail::quoted(tensor().name()) + " were handed back");
+        if (loaded_.buffer != 0 && !load_->handle)
+            throw Error(ST_ERR_INVALID_ARGUMENT, "the bytes went with their load");
+        return loaded_;
+    }
+
+    std::shared_ptr<detail::Running> load_;
+    st_loaded loaded_{};
+    st_error err_{};
+    bool recycled_ = false;
+};
+
+// A load that is running: made by load of a Checkpoint, or of Weights. To be iterated over, once:
+//
+//     for (Loaded &loaded : load)                     // throws at the first that fails
+//         use(loaded.tensor(), loaded.bytes());       // handed back when the loop goes on; std::move(loaded) keeps it
+//
+// or asked for one after the other, which tells of failures without an exception:
+//
+//     while (std::optional<Loaded> loaded = load.next())
+//         if (*loaded)
+//             ...
+//
+// Either from any number of threads at once: each request, or piece, goes to one of them. When it goes it is cancelled, waits for the
+// reads that are under way, and frees its staging memory. It owns a reference to the checkpoint. Movable, while nobody else uses it; what
+// was moved from has nothing to deliver.
+class Load {
+public:
+    // An input iterator. Copies of it share their place.
+    class iterator {
+    public:
+        using iterator_category = std::input_iterator_tag;
+        using value_type = Loaded;
+        using difference_type = std::ptrdiff_t;
+        using pointer = Loaded *;
+        using reference = Loaded &;
+
+        iterator() noexcept = default; // the end
+
+        Loaded &operator*() const noexcept { return *place_->loaded; }
+        Loaded *operator->() const noexcept { return &*place_->loaded; }
+        // Hands back what it was at, unless that was moved away, and waits for the next. Throws as next, and why a request failed; then
+        // the load goes on, and can be iterated over anew.
+        iterator &operator++() {
+            place_->loaded.reset(); // the room may be needed
+            std::optional<Loaded> loaded = Load::next_of(place_->load, -1);
+            if (loaded)
+                loaded->check();
+            place_->loaded = std::move(loaded);
+            return *this;
+        }
+        void operator++(int) { ++*this; }
+        bool operator==(const iterator &other) const noexcept {
+            return is_end() == other.is_end() && (is_end() || place_ == other.place_);
+        }
+        bool operator!=(const iterator &other) const noexcept { return !(*this == other); }
+
+    private:
+        friend class Load;
+
+        struct Place {
+            std::shared_ptr<detail::Running> load;
+            std::optional<Loaded> loaded;
+        };
+
+        explicit iterator(std::shared_ptr<detail::Running> load)
+            : place_(std::make_shared<Place>(Place{std::move(load), std::nullopt})) {}
+        bool is_end() const noexcept { return !place_ || !place_->loaded; }
+
+        std::shared_ptr<Place> place_;
+    };
+
+    Load(const Load &) = delete;
+    Load &operator=(const Load &) = delete;
+    Load(Load &&) noexcept = default;
+    Load &operator=(Load &&other) noexcept {
+        if (this != &other) {
+            free();
+            load_ = std::move(other.load_);
+        }
+        return *this;
+    }
+    ~Load() { free(); }
+
+    // Waits for the first. Throws as ++ of the iterator.
+    iterator begin() const & {
+        iterator first(load_);
+        return ++first;
+    }
+    iterator begin() const && = delete;
+    iterator end() const noexcept { return {}; }
+
+    // Waits for the next request, or piece of one, to arrive or to fail; none if everything was delivered. Throws ST_ERR_CANCELLED after
+    // cancel, and ST_ERR_STAGING_FULL if nothing can arrive before something that was delivered is let go.
+    std::optional<Loaded> next() const { return next_of(load_, -1); }
+
+    // The same, for so long at most: none also if nothing has arrived in time (see is_done), full staging memory included.
+    std::optional<Loaded> next(std::chrono::milliseconds timeout) const {
+        return next_of(load_, std::max<std::int64_t>(timeout.count(), 0));
+    }
+
+    // Whether everything was delivered, and next found that out.
+    bool is_done() const noexcept { return !load_ || load_->done; }
+
+    // How far it is. All zero of what was moved from.
+    st_progress progress() const noexcept {
+        st_progress progress{};
+        if (load_)
+            st_load_progress(load_->handle, &progress);
+        return progress;
+    }
+
+    // Ends it early: st_load_cancel. Every next throws ST_ERR_CANCELLED from now on; staged bytes stay until the load goes.
+    void cancel() const noexcept {
+        if (load_)
+            st_load_cancel(load_->handle);
+    }
+
+    // The C handle: still owned by this object.
+    st_load *get() const noexcept { return load_ ? load_->handle : nullptr; }
+
+private:
+    friend class Checkpoint;
+
+    explicit Load(std::shared_ptr<detail::Running> load) noexcept : load_(std::move(load)) {}
+
+    static std::optional<Loaded> next_of(const std::shared_ptr<detail::Running> &load, std::int64_t timeout_ms) {
+        st_loaded loaded{};
+        st_error err;
+        const st_status status = st_load_next(load ? load->handle : nullptr, timeout_ms, &loaded, &err);
+        if (status == ST_DONE)
+            load->done = true;
+        if (status == ST_DONE || status == ST_TIMEOUT)
+            return std::nullopt;
+        if (status != ST_OK && (!load || loaded.request == ST_ALL))
+            throw Error(status, err.message, err.os_error);
+        return Loaded(load, loaded, err);
+    }
+
+    void free() noexcept {
+        if (load_)
+            load_->free();
+    }
+
+    std::shared_ptr<detail::Running> load_;
+};
+
+class Weights;
+
 // An open checkpoint. Movable; share gives a second owner.
 class Checkpoint {
 public:
@@ -877,10 +1261,43 @@ public:
         return verified;
     }
 
+    // Starts to load many tensors, or slices, and returns: st_load_start. Ask for everything that is wanted at once. requests: any range of
+    // Request, Tensor and Slice of this checkpoint, such as prefix gives, or the checkpoint itself for all of it; or a list of them in
+    // braces. They may go when this returns; their destinations, and the staging memory of the options, must outlive the load.
+    //
+    // Throws, before anything is started, ST_ERR_BUFFER_TOO_SMALL for a destination, ST_ERR_NO_MEMORY, and ST_ERR_INVALID_ARGUMENT for
+    // options that the library does not know, destinations that overlap, and tensors of another checkpoint.
+    template <class Requests> Load load(Requests &&requests, const LoadOptions &options = {}) const & {
+        std::vector<Request> kept;
+        for (auto &&request : requests) {
+            static_assert(std::is_constructible_v<Request, decltype(request)>, "what can be loaded is a Request, a Tensor, or a Slice");
+            kept.emplace_back(std::forward<decltype(request)>(request));
+        }
+        return load_kept(kept, options);
+    }
+    template <class Requests> Load load(Requests &&requests, const LoadOptions &options = {}) const && = delete;
+    Load load(std::initializer_list<Request> requests, const LoadOptions &options = {}) const & {
+        return load_kept({requests.begin(), requests.size()}, options);
+    }
+    Load load(std::initializer_list<Request> requests, const LoadOptions &options = {}) const && = delete;
+
+    // Loads all tensors into one block of memory, and returns when they are there. See Weights for how they lie; and for loading them while
+    // this thread does something else. Throws as load, and why the first request failed that did; then the memory is free again.
+    Weights load_all(const LoadOptions &options = {}) const;
+
+    // The same, into memory of the caller's, of load_all_bytes() or more, which must outlive the weights. It should be aligned to 4096, so
+    // that nothing has to be copied, and in huge pages (MADV_HUGEPAGE). Throws ST_ERR_BUFFER_TOO_SMALL.
+    Weights load_all(Span<std::byte> into, const LoadOptions &options = {}) const;
+
+    // The size of that block: of all tensors, and less than 4096 bytes for each file.
+    std::size_t load_all_bytes() const;
+
     // The C handle: still owned by this object.
     st_checkpoint *get() const noexcept { return handle_; }
 
 private:
+    friend class Weights;
+
     explicit Checkpoint(st_checkpoint *handle) noexcept : handle_(handle) {}
 
     static st_open_options c(OpenOptions options) noexcept {
@@ -899,8 +1316,208 @@ private:
     }
     static std::size_t index_of(std::size_t index) noexcept { return index; }
 
+    Load load_kept(Span<const Request> requests, const LoadOptions &options) const {
+        std::vector<st_request> c_requests;
+        c_requests.reserve(requests.size());
+        for (const Request &request : requests) {
+            index_of(request.tensor_); // of this checkpoint
+            c_requests.push_back(request.c());
+        }
+        st_load_options c_options = ST_LOAD_OPTIONS_INIT;
+        c_options.flags = options.in_order ? ST_LOAD_IN_ORDER : 0;
+        c_options.engine = static_cast<std::int32_t>(options.engine);
+        c_options.workers = options.workers;
+        c_options.queue_depth = options.queue_depth;
+        c_options.block_bytes = options.block_bytes;
+        c_options.staging = options.staging.data();
+        c_options.staging_bytes = options.staging.size();
+        c_options.piece_bytes = options.piece_bytes;
+        c_options.over_read = options.over_read;
+        auto running = std::make_shared<detail::Running>(nullptr, handle_); // before there is a load that it could fail to own
+        st_error err;
+        detail::check(st_load_start(handle_, c_requests.data(), c_requests.size(), &c_options, &running->handle, &err), err);
+        return Load(std::move(running));
+    }
+    Load load_kept(const std::vector<Request> &requests, const LoadOptions &options) const {
+        return load_kept({requests.data(), requests.size()}, options);
+    }
+
     st_checkpoint *handle_ = nullptr;
 };
+
+// All tensors of a checkpoint in one block of memory: made by Checkpoint::load_all; or by itself, to be filled while this thread does
+// something else:
+//
+//     Weights weights(model);                          // room for them, and nothing in it yet
+//     for (Loaded &loaded : weights.load())            // a Load, which must go before the weights
+//         std::cout << loaded.tensor().name() << '\n';
+//     weights.data<float>("lm_head.weight");
+//
+// Each file lies in the block as on the disk, without its header, and begins where the address of its first tensor is the tensor's offset in
+// the file, modulo 4096; and so are those of all others then. That is what reads around the page cache need to go there without a copy
+// (st_request.dst); and neighbours stay neighbours, so that one large read brings many. The files follow each other in the order of the
+// shards.
+//
+// Owns a reference to the checkpoint. Movable; what was moved from holds nothing.
+class Weights {
+public:
+    // With memory of its own, in huge pages where there are any. Throws ST_ERR_NO_MEMORY.
+    explicit Weights(const Checkpoint &checkpoint) : Weights(checkpoint, Layout(checkpoint)) {
+        memory_ = pages(block_.size());
+        block_ = {memory_.get(), block_.size()};
+    }
+
+    // In memory of the caller's, which must outlive it: see Checkpoint::load_all. Throws ST_ERR_BUFFER_TOO_SMALL.
+    Weights(const Checkpoint &checkpoint, Span<std::byte> into) : Weights(checkpoint, Layout(checkpoint)) {
+        if (into.size() < block_.size())
+            throw Error(ST_ERR_BUFFER_TOO_SMALL, "the tensors need " + std::to_string(block_.size()) + " bytes in a block, and there are " +
+                                                     std::to_string(into.size()));
+        block_ = {into.data(), block_.size()};
+    }
+
+    Weights(const Weights &) = delete;
+    Weights &operator=(const Weights &) = delete;
+    Weights(Weights &&other) noexcept
+        : checkpoint_(std::move(other.checkpoint_)), shifts_(std::exchange(other.shifts_, {})), memory_(std::move(other.memory_)),
+          block_(std::exchange(other.block_, {})) {}
+    Weights &operator=(Weights &&other) noexcept {
+        if (this != &other) {
+            checkpoint_ = std::move(other.checkpoint_);
+            shifts_ = std::exchange(other.shifts_, {});
+            memory_ = std::move(other.memory_);
+            block_ = std::exchange(other.block_, {});
+        }
+        return *this;
+    }
+
+    // Starts to load all tensors to their places, and returns; each has its index as tag. The load must go before the weights, and before
+    // they are moved from or assigned to. Throws as Checkpoint::load. Staging memory is not needed.
+    Load load(const LoadOptions &options = {}) const & {
+        std::vector<Request> requests;
+        requests.reserve(checkpoint_.size());
+        for (const Tensor tensor : checkpoint_)
+            requests.push_back(Request(tensor).to(bytes(tensor)).tag(tensor.index()));
+        return checkpoint_.load(requests, options);
+    }
+    Load load(const LoadOptions &options = {}) const && = delete;
+
+    // The checkpoint, for names, shapes and dtypes.
+    const Checkpoint &checkpoint() const &noexcept { return checkpoint_; }
+    const Checkpoint &checkpoint() const && = delete;
+
+    // All of the memory. What lies before the first tensor, and between the files, is of no matter.
+    Span<std::byte> block() const &noexcept { return block_; }
+    Span<std::byte> block() const && = delete;
+
+    // Where a tensor begins in the block. Throws ST_ERR_INVALID_ARGUMENT for a tensor of another checkpoint.
+    std::size_t offset(const Tensor &tensor) const {
+        checkpoint_.index_of(tensor);
+        return static_cast<std::size_t>(shifts_[tensor.shard()] + tensor.file_offset());
+    }
+
+    // The bytes of a tensor, given itself or its name. They may be read and written when they have been loaded. Throws ST_ERR_NOT_FOUND.
+    Span<std::byte> bytes(const Tensor &tensor) const & { return {block_.data() + offset(tensor), tensor.nbytes()}; }
+    Span<std::byte> bytes(const Tensor &tensor) const && = delete;
+    Span<std::byte> bytes(std::string_view name) const & { return bytes(checkpoint_[name]); }
+    Span<std::byte> bytes(std::string_view name) const && = delete;
+
+    // Its elements. Throws ST_ERR_UNSUPPORTED unless T is a type for its dtype (see Element), and ST_ERR_MISALIGNED if it does not lie as T
+    // must, in the file and so here.
+    template <class T> Span<T> data(const Tensor &tensor) const & {
+        detail::check_dtype<T>(tensor.dtype(), tensor.name());
+        return bits<T>(tensor);
+    }
+    template <class T> Span<T> data(const Tensor &tensor) const && = delete;
+    template <class T> Span<T> data(std::string_view name) const & { return data<T>(checkpoint_[name]); }
+    template <class T> Span<T> data(std::string_view name) const && = delete;
+
+    // As data, for any type of the elements' size.
+    template <class T> Span<T> bits(const Tensor &tensor) const & {
+        const Span<std::byte> all = bytes(tensor);
+        const Span<const T> elements = detail::elements<T>(all.data(), all.size(), tensor.dtype(), tensor.name());
+        return {const_cast<T *>(elements.data()), elements.size()};
+    }
+    template <class T> Span<T> bits(const Tensor &tensor) const && = delete;
+    template <class T> Span<T> bits(std::string_view name) const & { return bits<T>(checkpoint_[name]); }
+    template <class T> Span<T> bits(std::string_view name) const && = delete;
+
+private:
+    friend class Checkpoint;
+
+    static constexpr std::size_t huge_page = std::size_t(2) << 20;
+
+    // Where the tensors lie.
+    struct Layout {
+        explicit Layout(const Checkpoint &checkpoint) : shifts(checkpoint.shards(), UINT64_MAX) {
+            std::vector<std::uint64_t> ends(shifts.size());
+            for (const Tensor tensor : checkpoint) {
+                shifts[tensor.shard()] = std::min(shifts[tensor.shard()], tensor.file_offset());
+                ends[tensor.shard()] = std::max(ends[tensor.shard()], tensor.file_offset() + tensor.nbytes());
+            }
+            std::uint64_t end = 0;
+            for (std::size_t shard = 0; shard < shifts.size(); ++shard) {
+                const std::uint64_t first = shifts[shard];
+                if (first == UINT64_MAX)
+                    continue; // it has no tensors
+                const std::uint64_t at = end + (first - end) % 4096; // the first place that suits
+                shifts[shard] = at - first;
+                if (ends[shard] - first > SIZE_MAX / 2 - at)
+                    throw Error(ST_ERR_NO_MEMORY, "there is no memory of the size of all tensors");
+                end = at + (ends[shard] - first);
+            }
+            nbytes = static_cast<std::size_t>(end);
+        }
+
+        std::vector<std::uint64_t> shifts; // per shard: what is to be added to offsets in the file, modulo 2^64
+        std::size_t nbytes = 0;
+    };
+
+    struct Unmap {
+        std::size_t nbytes;
+        void operator()(std::byte *start) const noexcept { munmap(start, nbytes); }
+    };
+    using Memory = std::unique_ptr<std::byte, Unmap>;
+
+    // Whole pages, which the system fills with zeros when they are touched, aligned so that all of them may be huge.
+    static Memory pages(std::size_t nbytes) {
+        nbytes = (std::max<std::size_t>(nbytes, 1) + 4095) / 4096 * 4096;
+        const std::size_t room = nbytes + huge_page;
+        void *mapped = mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (mapped == MAP_FAILED)
+            throw Error(ST_ERR_NO_MEMORY, "there is no memory for " + std::to_string(nbytes) + " bytes of tensors", errno);
+        std::byte *const first = static_cast<std::byte *>(mapped);
+        const std::size_t before = (huge_page - reinterpret_cast<std::uintptr_t>(mapped) % huge_page) % huge_page;
+        if (before > 0)
+            munmap(first, before);
+        munmap(first + before + nbytes, huge_page - before);
+        madvise(first + before, nbytes, MADV_HUGEPAGE); // as well as it can
+        return Memory(first + before, Unmap{nbytes});
+    }
+
+    // Without memory: the block has its size only.
+    Weights(const Checkpoint &checkpoint, Layout layout)
+        : checkpoint_(checkpoint.share()), shifts_(std::move(layout.shifts)), memory_(nullptr, Unmap{0}), block_(nullptr, layout.nbytes) {}
+
+    // Loads all, and waits.
+    Weights filled(const LoadOptions &options) && {
+        for (const Loaded &loaded : load(options))
+            static_cast<void>(loaded);
+        return std::move(*this);
+    }
+
+    Checkpoint checkpoint_;
+    std::vector<std::uint64_t> shifts_;
+    Memory memory_;
+    Span<std::byte> block_;
+};
+
+inline Weights Checkpoint::load_all(const LoadOptions &options) const { return Weights(*this).filled(options); }
+
+inline Weights Checkpoint::load_all(Span<std::byte> into, const LoadOptions &options) const {
+    return Weights(*this, into).filled(options);
+}
+
+inline std::size_t Checkpoint::load_all_bytes() const { return Weights::Layout(*this).nbytes; }
 
 // Elements per dimension, as a Writer is told them: {2, 3}, {} for a scalar, a vector, or the shape of a tensor.
 class Shape {

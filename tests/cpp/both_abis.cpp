@@ -2,6 +2,8 @@
 // both.
 #include "throws.hpp"
 
+#include <vector>
+
 #if _GLIBCXX_USE_CXX11_ABI
 void views_of_the_old_abi(const st::Tensor &tensor);
 #define VIEWS views_of_the_new_abi
@@ -38,6 +40,18 @@ void VIEWS(const st::Tensor &tensor) {
     st::VerifyOptions missing;
     missing.checks = ST_CHECK_CRC;
     THROWS(ST_ERR_CHECKSUM_MISSING, "", written.verify(missing));
+
+    std::vector<float> loaded_rows(10);
+    st::LoadOptions narrow;
+    narrow.staging = 1 << 16;
+    const auto row = st::Request(written["rows"]).to(st::Span<float>(loaded_rows.data(), loaded_rows.size())).tag(1);
+    const st::Load load = written.load({row, written[tensor.name()].slice({{0, 1}})}, narrow);
+    for (const st::Loaded &loaded : load)
+        CHECK(loaded && loaded.message().empty() && loaded.data<float>().size() == (loaded.tag() ? 10 : 5));
+    CHECK(load.is_done() && loaded_rows[9] == rows.view().data<float>()[9]);
+    const st::Weights weights = written.load_all();
+    CHECK(weights.data<float>("rows")[9] == loaded_rows[9] && weights.block().size() == written.load_all_bytes());
+    THROWS(ST_ERR_UNSUPPORTED, "rows", weights.data<double>("rows"));
 }
 
 #if _GLIBCXX_USE_CXX11_ABI

@@ -17,4 +17,6 @@ static_assert(std::is_convertible_v<st::Span<float> &, std::span<float>>);
 static_assert(std::input_iterator<st::Tensors::iterator>);
 static_assert(std::ranges::input_range<const st::Tensors>);
 static_assert(std::ranges::input_range<const st::Checkpoint>);
+static_assert(std::input_iterator<st::Load::iterator>);
+static_assert(std::ranges::input_range<const st::Load>);
 #endif
