@@ -2,6 +2,8 @@
 
 #include "watch.h"
 
+#include "engines.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -16,16 +18,28 @@ enum { BAR_WIDTH = 30, STOP = SIGUSR1 };
 
 struct watch {
     pthread_t thread;
-    st_task *task;
+    st_task *task; /* or NULL, and a load */
+    st_load *load;
     const char *what;
     int draws;
     atomic_int interrupts;
     sigset_t waits_for, before;
 };
 
+static st_status progress_of(const watch *watch, st_progress *progress) {
+    return watch->load ? st_load_progress(watch->load, progress) : st_task_progress(watch->task, progress);
+}
+
+static void cancel(const watch *watch) {
+    if (watch->load)
+        st_load_cancel(watch->load);
+    else
+        st_task_cancel(watch->task);
+}
+
 static void draw(const watch *watch) {
     st_progress progress;
-    if (st_task_progress(watch->task, &progress) != ST_OK || progress.bytes_total == 0)
+    if (progress_of(watch, &progress) != ST_OK || progress.bytes_total == 0)
         return; /* it has not begun */
     const double done = (double)progress.bytes_done / (double)progress.bytes_total;
     const double part = done < 1 ? done : 1;
@@ -33,7 +47,10 @@ static void draw(const watch *watch) {
     memset(bar, '.', BAR_WIDTH);
     memset(bar, '#', (size_t)(part * BAR_WIDTH));
     bar[BAR_WIDTH] = 0;
-    fprintf(stderr, "\r%s [%s] %3d%%, %.2f GB/s\033[K", watch->what, bar, (int)(part * 100), (double)progress.bytes_per_second / 1e9);
+    char names[ENGINE_NAMES];
+    engine_names(progress.engines, names);
+    fprintf(stderr, "\r%s [%s] %3d%%, %.2f GB/s%s%s\033[K", watch->what, bar, (int)(part * 100),
+            (double)progress.bytes_per_second / 1e9, names[0] ? " by " : "", names);
 }
 
 static void *run(void *argument) {
@@ -47,7 +64,7 @@ static void *run(void *argument) {
         if (signal_number > 0 && watch->interrupts++ > 0)
             _exit(128 + signal_number); /* the call does not end: a disk that hangs */
         if (signal_number > 0)
-            st_task_cancel(watch->task);
+            cancel(watch);
         else if (errno == EAGAIN && watch->draws)
             draw(watch);
     }
@@ -56,24 +73,42 @@ static void *run(void *argument) {
     return NULL;
 }
 
-watch *watch_begin(st_task *task, const char *what) {
+static void block_signals(sigset_t *signals, sigset_t *before) {
+    sigemptyset(signals);
+    sigaddset(signals, SIGINT);
+    sigaddset(signals, SIGTERM);
+    sigaddset(signals, STOP);
+    pthread_sigmask(SIG_BLOCK, signals, before);
+}
+
+void watch_prepare(void) {
+    sigset_t signals;
+    block_signals(&signals, NULL);
+}
+
+static watch *begin(st_task *task, st_load *load, const char *what) {
     watch *watch = calloc(1, sizeof(*watch));
     if (!watch)
         return NULL;
     watch->task = task;
+    watch->load = load;
     watch->what = what;
     watch->draws = isatty(STDERR_FILENO);
-    sigemptyset(&watch->waits_for);
-    sigaddset(&watch->waits_for, SIGINT);
-    sigaddset(&watch->waits_for, SIGTERM);
-    sigaddset(&watch->waits_for, STOP);
-    pthread_sigmask(SIG_BLOCK, &watch->waits_for, &watch->before);
+    block_signals(&watch->waits_for, &watch->before);
     if (pthread_create(&watch->thread, NULL, run, watch) != 0) {
         pthread_sigmask(SIG_SETMASK, &watch->before, NULL);
         free(watch);
         return NULL;
     }
     return watch;
+}
+
+watch *watch_begin(st_task *task, const char *what) {
+    return begin(task, NULL, what);
+}
+
+watch *watch_begin_load(st_load *load, const char *what) {
+    return begin(NULL, load, what);
 }
 
 int watch_interrupted(const watch *watch) {

@@ -1,5 +1,6 @@
 /*
- * For programs that make long calls: shows how far a task is, in one line on stderr if that is a terminal, and lets Ctrl-C cancel it.
+ * For programs that make long calls: shows how far a task or a load is, in one line on stderr if that is a terminal, and lets Ctrl-C
+ * cancel it.
  *
  * One thread does both: it waits for the signal, and draws whenever 100 ms have passed without one.
  */
@@ -21,7 +22,16 @@ typedef struct watch watch;
  */
 watch *watch_begin(st_task *task, const char *what);
 
-/* Whether the task has been cancelled by a signal. */
+/* The same for a load that was started (its own threads do not count: they block signals). End it before the load is freed. */
+watch *watch_begin_load(st_load *load, const char *what);
+
+/*
+ * For programs with libraries that begin threads before there is anything to watch: to be called first, so that these threads leave
+ * signals alone. SIGINT and SIGTERM wait until something is watched.
+ */
+void watch_prepare(void);
+
+/* Whether the task, or the load, has been cancelled by a signal. */
 int watch_interrupted(const watch *watch);
 
 /* Ends it, and wipes the line. NULL is fine. */

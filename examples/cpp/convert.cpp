@@ -13,7 +13,8 @@
 #include <string_view>
 #include <unistd.h>
 
-#include "../common/watch.h"
+#include "size_of.hpp"
+#include "watch.hpp"
 
 namespace st = safetensors_lazy;
 
@@ -33,46 +34,6 @@ struct Job {
     st::WriterOptions options;
     bool verify = false;
 };
-
-// Shows how far a task is as long as it lives, and lets Ctrl-C cancel it.
-class Watch {
-public:
-    Watch(const st::Task &task, const char *what) : watch_(watch_begin(task.get(), what)) {}
-    Watch(const Watch &) = delete;
-    Watch &operator=(const Watch &) = delete;
-    ~Watch() { watch_end(watch_); }
-
-    // For work of our own, which the task does not end.
-    void check() const {
-        if (watch_interrupted(watch_))
-            throw st::Error(ST_ERR_CANCELLED, "interrupted");
-    }
-
-private:
-    watch *watch_;
-};
-
-// A number of bytes, with a unit as those of Hugging Face: KB is 1000 bytes, KiB is 1024.
-static std::uint64_t size_of(const std::string &text) {
-    static const struct {
-        const char *name;
-        std::uint64_t bytes;
-    } units[] = {{"", 1},
-                 {"KB", 1000},
-                 {"MB", 1000 * 1000},
-                 {"GB", 1000 * 1000 * 1000},
-                 {"KiB", 1 << 10},
-                 {"MiB", 1 << 20},
-                 {"GiB", 1 << 30}};
-    std::size_t digits = 0;
-    if (text.empty() || text[0] < '0' || text[0] > '9')
-        throw std::invalid_argument(text);
-    const std::uint64_t number = std::stoull(text, &digits);
-    for (const auto &unit : units)
-        if (text.substr(digits) == unit.name && number > 0 && number <= UINT64_MAX / unit.bytes)
-            return number * unit.bytes;
-    throw std::invalid_argument(text);
-}
 
 static Job parse(int argc, char **argv) {
     Job job;

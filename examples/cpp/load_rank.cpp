@@ -3,13 +3,13 @@
 
 #include <safetensors_lazy.hpp>
 
-#include <fstream>
 #include <iomanip>
 #include <iostream>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "peak_memory.hpp"
 
 namespace st = safetensors_lazy;
 
@@ -63,16 +63,6 @@ static void load(const st::Checkpoint &model, std::uint32_t rank, std::uint32_t 
             upload_by_buffer(part, buffer, device);
         }
     }
-}
-
-// The most memory that this process ever had, in bytes; 0 if the system does not tell.
-static std::uint64_t peak_memory() {
-    std::ifstream status("/proc/self/status");
-    std::uint64_t kibibytes = 0;
-    for (std::string key; status >> key && key != "VmHWM:";)
-        status.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
-    status >> kibibytes;
-    return kibibytes * 1024;
 }
 
 int main(int argc, char **argv) {
