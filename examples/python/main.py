@@ -1,4 +1,4 @@
-"""Lists the tensors of a checkpoint, and reads one of them in place."""
+"""Lists the tensors of a checkpoint, reads one of them in place, and loads all of them."""
 
 import itertools
 import sys
@@ -22,6 +22,11 @@ def main(path):
             if tensor.dtype == "F32" and len(tensor.shape) > 0:
                 print(name, "begins with", tensor[:4].numpy())  # only the page that is touched is read
                 break
+
+        load = model.load(staged=True)  # in memory of a fixed size
+        loaded = sum(len(piece.data) for piece in load)
+        engines = "+".join(sorted(load.progress.engines))
+        print(f"{loaded} bytes loaded by {engines} at {load.progress.bytes_per_second / 1e9:.2f} GB/s")
 
 
 if __name__ == "__main__":

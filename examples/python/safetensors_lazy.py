@@ -7,6 +7,11 @@
 
 Arrays stay valid when the checkpoint is closed: the file is unmapped when the last of them is gone.
 
+    for loaded in model.load():  # many at once, at the speed of the storage, into arrays of their own
+        use(loaded.tensor.name, loaded.data)
+    for loaded in model.load(model, staged=True):  # or through memory of a fixed size; loaded.data is handed back after each turn
+        upload(loaded.tensor.name, loaded.offset, loaded.data)
+
     model.verify()  # raises if the bytes are not those that the file has checksums of
     with Writer("copy.safetensors", blake3=True) as writer:  # nothing is seen of the file before the end of the block
         writer.metadata("format", "pt")
@@ -14,9 +19,11 @@ Arrays stay valid when the checkpoint is closed: the file is unmapped when the l
 """
 
 import collections.abc
+import contextlib
 import ctypes
 import functools
 import os
+import weakref
 from ctypes import POINTER, byref, c_char, c_char_p, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 
 import numpy
@@ -36,6 +43,10 @@ ST_MAX_RANK = 64
 # What opening verifies, and which kinds of checksums there are.
 _VERIFY = {"none": 0, "structure": 1, "first_use": 2, "full": 3}
 _CHECKS = {"crc": 1, "sha256": 2, "blake3": 4, "file_sha256": 8}
+ST_DONE = 1
+ST_TIMEOUT = 2
+ST_LOAD_IN_ORDER = 1
+_ENGINES = {"auto": 0, "memory": 1, "buffered": 2, "direct": 4, "uring": 8}
 ST_WRITE_INSERTION_ORDER, ST_WRITE_NO_SYNC, ST_WRITE_CRC, ST_WRITE_SHA256, ST_WRITE_BLAKE3 = 1, 2, 4, 8, 16
 
 
@@ -127,6 +138,62 @@ class _WriterOptions(_Options):
     ]
 
 
+class _Request(ctypes.Structure):
+    _fields_ = [
+        ("index", c_size_t),
+        ("ranges", POINTER(_Range)),
+        ("rank", c_size_t),
+        ("dst", c_void_p),
+        ("dst_len", c_size_t),
+        ("tag", c_uint64),
+    ]
+
+
+class _LoadOptions(_Options):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint32),
+        ("engine", c_int32),
+        ("workers", c_uint32),
+        ("queue_depth", c_uint32),
+        ("block_bytes", c_size_t),
+        ("staging", c_void_p),
+        ("staging_bytes", c_size_t),
+        ("piece_bytes", c_size_t),
+        ("over_read", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class _Loaded(ctypes.Structure):
+    _fields_ = [
+        ("tag", c_uint64),
+        ("request", c_size_t),
+        ("index", c_size_t),
+        ("data", c_void_p),
+        ("nbytes", c_size_t),
+        ("offset", c_uint64),
+        ("buffer", c_uint64),
+        ("status", c_int32),
+        ("engine", c_int32),
+        ("last", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class _Progress(ctypes.Structure):
+    _fields_ = [
+        ("bytes_done", c_uint64),
+        ("bytes_total", c_uint64),
+        ("items_done", c_uint64),
+        ("items_total", c_uint64),
+        ("bytes_per_second", c_uint64),
+        ("bytes_read", c_uint64),
+        ("engines", c_uint32),
+        ("workers", c_uint32),
+    ]
+
+
 _lib = ctypes.CDLL(os.environ.get("SAFETENSORS_LAZY_LIB", "libsafetensors_lazy.so.1"))
 
 
@@ -154,7 +221,21 @@ _tensor_dlpack_unversioned = _function(
     "st_tensor_dlpack_unversioned", c_int32, *_slice, POINTER(c_void_p), POINTER(_Error)
 )
 
-
+_load_start = _function(
+    "st_load_start",
+    c_int32,
+    c_void_p,
+    POINTER(_Request),
+    c_size_t,
+    POINTER(_LoadOptions),
+    POINTER(c_void_p),
+    POINTER(_Error),
+)
+_load_next = _function("st_load_next", c_int32, c_void_p, c_int64, POINTER(_Loaded), POINTER(_Error))
+_load_recycle = _function("st_load_recycle", c_int32, c_void_p, POINTER(_Loaded), POINTER(_Error))
+_load_progress = _function("st_load_progress", c_int32, c_void_p, POINTER(_Progress))
+_load_cancel = _function("st_load_cancel", None, c_void_p)
+_load_free = _function("st_load_free", None, c_void_p)
 _verify = _function(
     "st_verify", c_int32, c_void_p, POINTER(_VerifyOptions), POINTER(_VerifyReport), POINTER(_Error)
 )
@@ -290,6 +371,19 @@ class Checkpoint(collections.abc.Mapping):
         ranges = tuple((0, info.shape[i]) for i in range(info.rank))
         return Tensor(handle, index, name, info.dtype, ranges)
 
+    def load(self, wanted=None, *, staged=False, **options):
+        """Starts to load many tensors at once, and gives a Load: an iterator over what arrives. Everything that is wanted should be
+        asked for in one call.
+
+        wanted: names, tensors, slices of tensors, or pairs of one of these and a buffer that its bytes are to go to: anything in one
+        run that can be written to, such as a bytearray or an array. Nobody else may touch that before they have arrived. Without it,
+        all tensors.
+        staged: what has no buffer goes through memory of the library's, which is of a fixed size. Otherwise each gets an array.
+        options: engine ("auto", "buffered", "direct" or "uring"), in_order (of wanted), workers, queue_depth, block_bytes,
+        staging_bytes, piece_bytes, over_read: st_load_options has what they mean.
+        """
+        return Load(self, self if wanted is None else wanted, staged, **options)
+
     def verify(self, checks=(), sha256=()):
         """Reads everything and compares it with its checksums. If it is damaged, raises a SafetensorsError whose name is
         ST_ERR_CHECKSUM_MISMATCH and whose message names the first tensor or file.
@@ -305,6 +399,8 @@ class Checkpoint(collections.abc.Mapping):
         return Verified(report.bytes, report.tensors, {kind for kind, bit in _CHECKS.items() if report.checks & bit})
 
 
+# From how many bytes on a tensor is worth memory of its own choice.
+_DIRECT_FROM = 1 << 16
 # Tensors of other types are arrays of unsigned integers of their size, which hold their bits.
 _NUMPY = {
     "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
@@ -364,6 +460,28 @@ class Tensor:
         special = getattr(ml_dtypes, _ML_DTYPES.get(self.dtype, ""), None)
         return array if special is None else array.view(special)
 
+    def _room(self):
+        """New memory for the bytes of this tensor."""
+        handle, info, error = self._handle, _Tensor(), _Error()
+        _check(_tensor_info(handle, self._index, byref(info), byref(error)), error)
+        elements = functools.reduce(lambda n, length: n * length, self.shape, 1)
+        nbytes = elements * _dtype_bits(self._dtype) // 8
+        if nbytes != info.nbytes or nbytes < _DIRECT_FROM:
+            return numpy.empty(nbytes, "u1")
+        # Where the address is that of the bytes in the file, modulo 4096, they need not be copied there: see st_request.dst.
+        memory = numpy.empty(nbytes + 4096, "u1")
+        first = (info.file_offset - memory.ctypes.data) % 4096
+        return memory[first : first + nbytes]
+
+    def _over(self, packed):
+        """An array of the packed bytes of this tensor, which are an array of bytes."""
+        nbytes = _dtype_bits(self._dtype) // 8
+        if nbytes == 0:
+            return packed
+        array = packed.view(_NUMPY.get(self.dtype, f"<u{nbytes}")).reshape(self.shape)
+        special = getattr(ml_dtypes, _ML_DTYPES.get(self.dtype, ""), None)
+        return array if special is None else array.view(special)
+
     def _call(self, function, out):
         ranges, error = (_Range * len(self._ranges))(*self._ranges), _Error()
         _check(function(self._handle, self._index, ranges, len(ranges), byref(out), byref(error)), error)
@@ -404,6 +522,155 @@ class Tensor:
 
     def __del__(self):
         self._capsule = None  # here, where Python has put any exception aside
+
+
+# What has arrived. tensor: the tensor, or slice. data: an array of its elements; of what is staged a memoryview of its bytes, and all that
+# is made of that has to go before the load can go on. offset: where data begins in the tensor, in bytes. is_last: whether no more of it
+# will come, as always but for what is staged in pieces. request: its place in what was asked for. engine: what read it.
+Loaded = collections.namedtuple("Loaded", "tensor data offset is_last request engine")
+# How far a load is: st_progress. engines: the names of those that have read something.
+Progress = collections.namedtuple("Progress", [name for name, _ in _Progress._fields_])
+
+
+class _LoadHandle:
+    """A load that is running. What needs it holds it: the Load, and the bytes that are staged in it."""
+
+    def __init__(self, pointer, buffers):
+        self._as_parameter_ = pointer
+        self.buffers = buffers  # by request, until it has arrived: the library writes to them
+
+    def __del__(self, free=_load_free):
+        free(self._as_parameter_)
+
+
+def _writable(buffer):
+    """The bytes of a buffer, as an array."""
+    view = memoryview(buffer)
+    if view.readonly or not view.c_contiguous:
+        raise ValueError("a buffer to load into has to be writable, and in one run")
+    return numpy.frombuffer(buffer, "u1") if view.nbytes > 0 else numpy.empty(0, "u1")
+
+
+class Load:
+    """An iterator over what arrives: made by Checkpoint.load.
+
+    If a request fails, next raises, and the exception has the tensor in its attribute `tensor`; the others arrive all the same. So a loop
+    that is to go on needs another one around it:
+
+        while not load.is_done:
+            try:
+                for loaded in load:
+                    use(loaded)
+            except SafetensorsError as error:
+                failed.append(error)
+
+    (Of a tensor that comes in pieces, each that fails raises.) It is for one thread; but any may ask for progress, or cancel.
+    """
+
+    def __init__(self, checkpoint, wanted, staged, engine="auto", in_order=False, **numbers):
+        self._handle = None
+        self._staged = None  # what was given last: a weak reference to it, its view, and what hands it back
+        self.is_done = False
+        names = {"workers", "queue_depth", "block_bytes", "staging_bytes", "piece_bytes", "over_read"}
+        if not numbers.keys() <= names:
+            raise TypeError(f"no options of a load: {sorted(numbers.keys() - names)}")
+        options = _LoadOptions(flags=in_order * ST_LOAD_IN_ORDER, engine=_ENGINES[engine], **numbers)
+        handle = checkpoint._open_handle()
+        self._tensors, requests, buffers = [], [], []
+        for item in wanted:
+            item, buffer = item if isinstance(item, tuple) else (item, None)
+            tensor = item if isinstance(item, Tensor) else checkpoint.tensor(item)
+            if tensor._handle is not handle:
+                raise ValueError(f"{tensor!r} is of another checkpoint")
+            if buffer is not None:
+                buffer = _writable(buffer)
+            elif not staged:
+                buffer = tensor._room()
+            ranges = (_Range * len(tensor._ranges))(*tensor._ranges)
+            request = _Request(index=tensor._index, ranges=ranges, rank=len(ranges))
+            if buffer is not None and buffer.nbytes > 0:
+                request.dst, request.dst_len = buffer.ctypes.data, buffer.nbytes
+            self._tensors.append(tensor)
+            requests.append(request)
+            buffers.append(buffer)
+        pointer, error, array = c_void_p(), _Error(), (_Request * len(requests))(*requests)
+        _check(_load_start(handle, array, len(array), byref(options), byref(pointer), byref(error)), error)
+        self._handle = _LoadHandle(pointer, buffers)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        handle = self._open_handle()
+        self._hand_back(handle)
+        loaded, error, status = _Loaded(), _Error(), ST_TIMEOUT
+        while status == ST_TIMEOUT:
+            status = _load_next(handle, 100, byref(loaded), byref(error))  # between two of these Ctrl-C is noticed
+        if status == ST_DONE:
+            self.is_done = True
+            raise StopIteration
+        if status != ST_OK:
+            failure = _failure(status, error.os_error, error.message.decode())
+            failure.tensor = self._tensors[loaded.request] if loaded.request < len(self._tensors) else None
+            raise failure
+        tensor, buffer = self._tensors[loaded.request], handle.buffers[loaded.request]
+        if buffer is not None:
+            handle.buffers[loaded.request] = None
+            data = tensor._over(buffer[: loaded.nbytes])
+        else:
+            data = self._view(handle, loaded)
+        engine = next((name for name, number in _ENGINES.items() if number and number == loaded.engine), None)
+        return Loaded(tensor, data, loaded.offset, bool(loaded.last), loaded.request, engine)
+
+    def _view(self, handle, loaded):
+        if loaded.nbytes == 0:
+            return memoryview(b"")
+        memory = (c_char * loaded.nbytes).from_address(loaded.data)
+        memory.handle = handle  # it goes with the load
+        self._staged = weakref.ref(memory), memoryview(memory).cast("B"), loaded
+        return self._staged[1]
+
+    def _hand_back(self, handle):
+        """Gives staged memory back to the library, if nobody looks at it any more."""
+        if self._staged is not None:
+            memory, view, loaded = self._staged
+            with contextlib.suppress(BufferError):
+                view.release()
+            if memory() is not None:  # an array, or part of the view
+                tensor = self._tensors[loaded.request]
+                raise BufferError(f"the bytes of {tensor.name!r} are still in use: copy what is to stay, or load into arrays")
+            self._staged, error = None, _Error()
+            _check(_load_recycle(handle, byref(loaded), byref(error)), error)
+
+    def _open_handle(self):
+        if self._handle is None:
+            raise ValueError("the load is closed")
+        return self._handle
+
+    @property
+    def progress(self):
+        """How far it is."""
+        progress = _Progress()
+        _load_progress(self._open_handle(), byref(progress))
+        numbers = {name: getattr(progress, name) for name, _ in _Progress._fields_}
+        numbers["engines"] = {name for name, number in _ENGINES.items() if progress.engines & number}
+        return Progress(**numbers)
+
+    def cancel(self):
+        """Ends it early: next raises from now on."""
+        _load_cancel(self._open_handle())
+
+    def close(self):
+        """Gives it up: what has not arrived will not. Staged bytes that are still in use keep it, with its buffers, until they go."""
+        if self._handle is not None:
+            _load_cancel(self._handle)
+        self._handle = self._staged = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
 
 _DTYPES = {code: name for name, code in _NUMPY.items()}

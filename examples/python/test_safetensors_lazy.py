@@ -479,5 +479,185 @@ class Threads(Test):
         self.assertEqual(wrong, [])
 
 
+class Loads(Test):
+    def write_large(self):
+        self.arrays = {f"t{i}": numpy.arange(50000 * (i + 1), dtype="i4") for i in range(4)}
+        self.arrays["empty"] = numpy.zeros((0, 7), "f2")
+        self.arrays["scalar"] = numpy.array(0.5)
+        self.write(**self.arrays)
+
+    def truncated(self):
+        """A checkpoint whose file has lost the end of t3, and what follows."""
+        self.write_large()
+        model = Checkpoint(self.path)
+        os.truncate(self.path, os.path.getsize(self.path) - 400000)
+        return model
+
+    def test_arrays(self):
+        self.write_large()
+        with Checkpoint(self.path) as model:
+            found = {loaded.tensor.name: loaded.data for loaded in model.load()}
+        gc.collect()
+        self.assertEqual(found.keys(), self.arrays.keys())
+        for name, array in self.arrays.items():
+            self.assertEqual((found[name].dtype, found[name].shape), (array.dtype, array.shape))
+            self.assertTrue(numpy.array_equal(found[name], array), name)
+            self.assertTrue(found[name].flags.writeable)
+
+    @unittest.skipUnless("MODEL" in os.environ, "MODEL is not set")
+    def test_a_model(self):
+        expected = read_with_struct_and_json(os.environ["MODEL"])
+        with Checkpoint(os.environ["MODEL"]) as model:
+            for loaded in model.load(workers=2):
+                self.assertTrue(numpy.array_equal(loaded.data, expected.pop(loaded.tensor.name)), loaded.tensor.name)
+            self.assertFalse(expected)
+            nbytes = sum(array.nbytes for array in model.values())
+            self.assertEqual(sum(loaded.data.nbytes for loaded in model.load(staged=True)), nbytes)
+
+    def test_what_is_asked_for(self):
+        self.write_large()
+        with Checkpoint(self.path) as model:
+            tensor = model.tensor("t1")
+            load = model.load(["t2", tensor[10:20], tensor, "t2"], in_order=True)
+            loaded = list(load)
+            self.assertEqual([it.request for it in loaded], [0, 1, 2, 3])
+            self.assertEqual([it.tensor.name for it in loaded], ["t2", "t1", "t1", "t2"])
+            self.assertEqual(loaded[1].data.tolist(), list(range(10, 20)))
+            self.assertTrue(all(it.is_last and it.offset == 0 for it in loaded))
+            self.assertTrue(load.is_done)
+            self.assertRaises(StopIteration, next, load)
+            self.assertEqual(list(model.load([])), [])
+
+    def test_slices_with_gaps(self):
+        self.write_sample()
+        with Checkpoint(self.path) as model:
+            (loaded,) = model.load([model.tensor("matrix")[1:, :, 2:4]])
+            self.assertTrue(numpy.array_equal(loaded.data, self.matrix[1:, :, 2:4]))
+
+    def test_buffers(self):
+        self.write_large()
+        plain, array = bytearray(200000), numpy.zeros((2, 50000), "i4")
+        with Checkpoint(self.path) as model:
+            wanted = [("t0", plain), ("t1", array), ("empty", bytearray()), (model.tensor("t3")[:5], bytearray(20))]
+            data = {loaded.request: loaded.data for loaded in model.load(wanted)}
+            self.assertEqual(plain, self.arrays["t0"].tobytes())
+            self.assertTrue(numpy.shares_memory(data[1], array))
+            self.assertTrue(numpy.array_equal(array.ravel(), self.arrays["t1"]))
+            self.assertEqual(data[3].tolist(), [0, 1, 2, 3, 4])
+            for wrong in b"1" * 200000, numpy.zeros((50000, 2), "i4")[:, 0], memoryview(plain)[::2]:
+                self.assertRaises(ValueError, model.load, [("t0", wrong)])
+            self.assertRaises(TypeError, model.load, [("t0", 5)])
+            with self.assertRaises(SafetensorsError) as caught:
+                model.load([("t0", bytearray(199999))])
+            self.assertEqual(caught.exception.name, "ST_ERR_BUFFER_TOO_SMALL")
+            with self.assertRaises(SafetensorsError) as caught:
+                model.load([("t0", plain), ("t1", memoryview(array)), ("t2", array)])
+            self.assertEqual(caught.exception.name, "ST_ERR_BUFFER_TOO_SMALL")
+            self.assertRaises(SafetensorsError, model.load, [("t0", plain), ("t0", plain)])
+
+    def test_staged(self):
+        self.write_large()
+        found = {}
+        with Checkpoint(self.path) as model:
+            load = model.load(staged=True, staging_bytes=1 << 16, piece_bytes=5000)
+            for loaded in load:
+                bytes_so_far = found.setdefault(loaded.tensor.name, bytearray())
+                self.assertEqual(len(bytes_so_far), loaded.offset)
+                self.assertLessEqual(len(loaded.data), 5000)
+                bytes_so_far += loaded.data
+                self.assertEqual(loaded.is_last, len(bytes_so_far) == self.arrays[loaded.tensor.name].nbytes)
+        self.assertEqual(found, {name: array.tobytes() for name, array in self.arrays.items()})
+
+    def test_staged_bytes_in_use(self):
+        self.write_large()
+        with Checkpoint(self.path) as model, model.load(["t0", "t1"], staged=True) as load:
+            first = next(load)
+            array, part = numpy.frombuffer(first.data, "i4"), first.data[4:8]
+            for _ in range(2):
+                with self.assertRaises(BufferError) as caught:
+                    next(load)
+                self.assertIn(repr(first.tensor.name), str(caught.exception))
+            self.assertEqual(bytes(part), b"\1\0\0\0")
+            del array
+            self.assertRaises(BufferError, next, load)
+            part.release()
+            second = next(load)
+            self.assertRaises(ValueError, bytes, first.data)
+            self.assertNotEqual(second.tensor.name, first.tensor.name)
+
+    def test_staged_bytes_keep_the_load(self):
+        self.write_large()
+        with Checkpoint(self.path) as model:
+            data = next(model.load(["t1"], staged=True)).data
+            with model.load(["t1"], staged=True) as load:
+                other = numpy.frombuffer(next(load).data, "i4")
+            del load
+        gc.collect()
+        self.assertEqual(bytes(data), self.arrays["t1"].tobytes())
+        self.assertTrue(numpy.array_equal(other, self.arrays["t1"]))
+
+    def test_failures(self):
+        model = self.truncated()
+        for options in {}, {"staged": True}:
+            load, arrived, failed = model.load(**options), [], []
+            while not load.is_done:
+                try:
+                    for loaded in load:
+                        arrived.append(loaded.tensor.name)
+                except SafetensorsError as error:
+                    self.assertEqual(error.name, "ST_ERR_TRUNCATED")
+                    failed.append(error.tensor.name)
+            self.assertEqual(sorted(arrived + failed), sorted(self.arrays))
+            self.assertIn("t3", failed)
+            self.assertIn("t0", arrived)
+
+    def test_options(self):
+        self.write_large()
+        with Checkpoint(self.path) as model:
+            for engine in "auto", "buffered", "direct", "uring":
+                load = model.load(engine=engine, workers=1, queue_depth=2, block_bytes=1 << 16)
+                self.assertEqual(len(list(load)), 6)
+                self.assertEqual(load.progress.workers, 1)
+            self.assertRaises(KeyError, model.load, engine="turbo")
+            self.assertRaises(TypeError, model.load, speed=11)
+            self.assertRaises(KeyError, model.load, ["absent"])
+            with self.assertRaises(SafetensorsError) as caught:
+                model.load(block_bytes=5000)
+            self.assertEqual(caught.exception.name, "ST_ERR_INVALID_ARGUMENT")
+            with Checkpoint(self.path) as other:
+                self.assertRaises(ValueError, model.load, [other.tensor("t0")])
+        self.assertRaises(ValueError, model.load)
+
+    def test_progress(self):
+        self.write_large()
+        with Checkpoint(self.path) as model:
+            load = model.load(engine="buffered")
+            nbytes = sum(array.nbytes for array in self.arrays.values())
+            self.assertEqual((load.progress.bytes_total, load.progress.items_total), (nbytes, 6))
+            self.assertEqual({it.engine for it in load if it.data.nbytes > 0}, {"buffered"})
+            self.assertEqual((load.progress.bytes_done, load.progress.items_done), (nbytes, 6))
+            self.assertEqual(load.progress.engines, {"buffered"})
+
+    def test_cancelled_and_closed(self):
+        self.write_large()
+        with Checkpoint(self.path) as model:
+            load = model.load()
+            thread = threading.Thread(target=load.cancel)
+            thread.start()
+            thread.join()
+            with self.assertRaises(SafetensorsError) as caught:
+                next(load)
+            self.assertEqual(caught.exception.name, "ST_ERR_CANCELLED")
+            load.close()
+            load.close()
+            for use in lambda: next(load), lambda: load.progress, load.cancel:
+                self.assertRaises(ValueError, use)
+            for _ in range(20):
+                model.load()  # given up at once
+                for _ in model.load(staged=True):
+                    break
+        gc.collect()
+
+
 if __name__ == "__main__":
     unittest.main()
