@@ -32,7 +32,11 @@ impl Arguments {
         }
     }
 
-    fn value_of(&self, option: &str) -> Option<&String> {
+    pub fn has(&self, flag: &str) -> bool {
+        self.0.iter().any(|argument| argument == flag)
+    }
+
+    pub fn value_of(&self, option: &str) -> Option<&String> {
         self.0.iter().position(|argument| argument == option).and_then(|at| self.0.get(at + 1))
     }
 }

@@ -15,6 +15,12 @@ pub fn timed<T>(f: impl FnOnce() -> T) -> Duration {
 /// One contender's times in seconds, by round.
 pub struct Samples(Vec<f64>);
 
+impl FromIterator<f64> for Samples {
+    fn from_iter<I: IntoIterator<Item = f64>>(rounds: I) -> Samples {
+        Samples(rounds.into_iter().collect())
+    }
+}
+
 impl Samples {
     pub fn median(&self) -> f64 {
         quantile(&self.0, 0.5)
