@@ -197,23 +197,6 @@ static int fs_read(const char *path, char *out, size_t len, off_t from, struct f
     return n;
 }
 
-/* As fs_read, without a copy where the kernel can do without. */
-static int fs_read_buf(const char *path, struct fuse_bufvec **out, size_t len, off_t from, struct fuse_file_info *file) {
-    (void)path;
-    struct fuse_bufvec *bytes = malloc(sizeof(*bytes));
-    if (!bytes)
-        return -ENOMEM;
-    *bytes = FUSE_BUFVEC_INIT(len);
-    take_time(len);
-    bytes->buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
-    bytes->buf[0].fd = (int)file->fh;
-    bytes->buf[0].pos = from;
-    *out = bytes;
-    reads++;
-    bytes_read += len;
-    return 0;
-}
-
 static int fs_release(const char *path, struct fuse_file_info *file) {
     (void)path;
     return file->fh == IS_READS ? 0 : result(close((int)(file->fh & ~(uint64_t)FAILS)));
@@ -231,7 +214,6 @@ static const struct fuse_operations operations = {
     .readdir = fs_readdir,
     .open = fs_open,
     .read = fs_read,
-    .read_buf = fs_read_buf,
     .release = fs_release,
     .statfs = fs_statfs,
 };
