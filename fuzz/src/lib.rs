@@ -5,6 +5,7 @@ pub mod header;
 pub mod index;
 mod input;
 pub mod layout;
+pub mod load;
 pub mod open;
 #[path = "../../tests/rust/reference.rs"]
 pub mod reference;

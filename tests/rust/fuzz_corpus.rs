@@ -8,6 +8,8 @@ pub mod index;
 mod input;
 #[path = "../../fuzz/src/layout.rs"]
 mod layout;
+#[path = "../../fuzz/src/load.rs"]
+mod load;
 #[path = "../../fuzz/src/open.rs"]
 mod open;
 #[path = "../../fuzz/src/slice.rs"]
@@ -68,6 +70,11 @@ fn open_holds_over_its_corpus() {
 fn open_holds_over_the_files_of_the_tests() {
     replay("tests/data/hostile", open::run);
     replay("tests/data/valid", open::run);
+}
+
+#[test]
+fn load_holds_over_its_corpus() {
+    replay("fuzz/corpus/load", load::run);
 }
 
 #[test]
