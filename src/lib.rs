@@ -65,6 +65,6 @@ pub use checkpoint::{
 };
 pub use error::{Error, FolderError, Mismatch};
 pub use format::Dtype;
-pub use load::{Destination, Engine, Load, LoadOptions, LoadProgress, Loaded, Next, Request, Staging};
+pub use load::{Destination, Engine, Load, LoadOptions, LoadProgress, Loaded, LoadedBytes, Next, Request, Staging};
 pub use task::{Progress, Task};
 pub use writer::{Checksums, Found, Writer, WriterError, WriterOptions};

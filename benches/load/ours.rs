@@ -77,9 +77,8 @@ pub fn take(
     let mut left = requests.len();
     let load = Load::start(Arc::clone(checkpoint), requests, options).expect("a load");
     while let Next::Loaded(it) = load.next(None).expect("a tensor") {
-        let bytes = *it.bytes.as_ref().expect("bytes");
-        // SAFETY: delivered, and not yet recycled.
-        deal_with(&it, unsafe { std::slice::from_raw_parts(bytes.start().as_ptr(), bytes.len()) });
+        // SAFETY: delivered, and not yet recycled; and nobody writes to it.
+        deal_with(&it, unsafe { it.bytes.as_ref().expect("bytes").as_slice() });
         left -= usize::from(it.is_last);
         if it.buffer != 0 {
             load.recycle(it.buffer).expect("the library's own");

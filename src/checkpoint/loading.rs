@@ -1,5 +1,6 @@
 //! What loading many tensors needs to know of them.
 
+use super::verify::GoOn;
 use super::Checkpoint;
 use crate::error::Error;
 use crate::format::Slice;
@@ -53,22 +54,23 @@ impl Checkpoint {
         }
     }
 
-    /// After all of a tensor was read to memory, and before it is handed out: what [`Checkpoint::tensor_read`] checks then.
+    /// After all of a tensor was read to memory, and before it is handed out: what [`Checkpoint::tensor_read`] checks then. `go_on` ends
+    /// that, by an error.
     ///
     /// # Errors
     ///
     /// [`Error::Checksum`]; [`Error::Storage`]: the file was changed.
-    pub(crate) fn check_whole(&self, index: usize, bytes: &[u8]) -> Result<(), Error> {
+    pub(crate) fn check_whole(&self, index: usize, bytes: &[u8], go_on: GoOn<'_>) -> Result<(), Error> {
         let tensor = self.tensor_at(index)?;
         self.check_unchanged(&tensor)?;
-        self.check_read(&tensor, bytes)
+        self.check_read(&tensor, bytes, go_on)
     }
 
     /// The same for a part of a tensor, which the caller will see all of, part by part: to check that, it is read once more.
-    pub(crate) fn check_piece(&self, index: usize) -> Result<(), Error> {
+    pub(crate) fn check_piece(&self, index: usize, go_on: GoOn<'_>) -> Result<(), Error> {
         let tensor = self.tensor_at(index)?;
         self.check_unchanged(&tensor)?;
-        self.check_first_use(&tensor)
+        self.check_first_use_unless(&tensor, go_on)
     }
 
     /// The same for a slice, of which no checksum is known.

@@ -1,12 +1,13 @@
 //! Reading a block through the page cache, or out of memory.
 
+use super::options::Engine;
 use super::segment::{Block, Piece};
-use super::shared::{Failures, Shared};
+use super::shared::{Outcome, Shared};
 use crate::error::Error;
 use crate::storage::{Part, Sink, Storage};
 
-/// Reads all pieces of a block, each to where it belongs. Gives those that could not be read, and how many bytes were.
-pub(super) fn read(shared: &Shared, storage: &Storage, block: &Block, sink: &mut Sink) -> (Failures, u64) {
+/// Reads all pieces of a block, each to where it belongs.
+pub(super) fn read(shared: &Shared, storage: &Storage, block: &Block, engine: Engine, sink: &mut Sink) -> Outcome {
     let (mut failures, mut bytes_read, mut number) = (Vec::new(), 0, 0);
     for pieces in block.pieces.chunk_by(|_, next| next.joined) {
         let Some(first) = pieces.first() else { continue };
@@ -26,7 +27,7 @@ pub(super) fn read(shared: &Shared, storage: &Storage, block: &Block, sink: &mut
         }
         number += pieces.len();
     }
-    (failures, bytes_read)
+    Outcome { engine, rescued: Vec::new(), failures, bytes_read }
 }
 
 /// Reads one piece by itself.

@@ -4,7 +4,7 @@ use super::buffered;
 use super::options::Engine;
 use super::reads::{Copy, Read, Reads, Target};
 use super::segment::Block;
-use super::shared::{Failures, Shared};
+use super::shared::{Failures, Outcome, Shared};
 use crate::storage::{Buffer, Direct, Queue, Storage};
 use std::io;
 use std::ops::Range;
@@ -37,6 +37,7 @@ impl Bounces {
             self.left = self.left.checked_sub(1)?;
             // Smaller ones need not be aligned to pages; what is never written to takes no memory.
             let buffer = Buffer::new(self.bytes.max(Buffer::MAPPED_FROM as u64)).ok();
+            buffer.as_ref().inspect(|buffer| buffer.keep_from_children());
             self.left += usize::from(buffer.is_none());
             buffer
         })
@@ -148,24 +149,30 @@ impl Job {
         if let Some(mut bounce) = self.bounce.take() {
             let bytes = bounce.as_mut_slice();
             for Copy { from, to, len } in &self.reads.copies {
-                let Some(bytes) = bytes.get(*from..*from + *len) else { continue };
+                let Some(bytes) = bytes.get(*from..*from + *len) else {
+                    debug_assert!(false, "the bounce memory was taken for all copies");
+                    self.left += 1;
+                    continue;
+                };
                 // SAFETY: the memory belongs to those who have asked for these bytes, has room for them, and is not the bounce memory.
                 unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
             }
             bounces.give(bounce);
         }
-        let (mut failures, is_all_there) = (Failures::new(), self.left == 0 && self.failed.is_empty());
+        let (mut failures, mut rescued) = (Failures::new(), Vec::new());
+        let is_all_there = self.left == 0 && self.failed.is_empty();
         for (number, piece) in self.block.pieces.iter().enumerate().filter(|_| !is_all_there) {
             let is_bad = |bad: &Range<u64>| bad.start < piece.end() && piece.offset < bad.end;
             if self.left == 0 && !self.failed.iter().any(is_bad) {
                 continue;
             }
-            self.engine = Engine::Buffered;
+            rescued.push(number);
             match buffered::read_piece(shared, storage, piece) {
                 Ok(()) => self.bytes_read += piece.len,
                 Err(error) => failures.push((number, error)),
             }
         }
-        shared.give(&self.block, self.engine, failures, self.bytes_read);
+        let outcome = Outcome { engine: self.engine, rescued, failures, bytes_read: self.bytes_read };
+        shared.give(&self.block, outcome);
     }
 }

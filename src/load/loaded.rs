@@ -1,9 +1,9 @@
 //! What comes out of a load.
 
 use super::options::Engine;
-use super::request::Destination;
 use crate::error::Error;
 use crate::task::Progress;
+use std::ptr::NonNull;
 
 /// What [`Load::next`](super::Load::next) gives.
 #[derive(Debug)]
@@ -25,9 +25,8 @@ pub struct Loaded {
     pub request: usize,
     /// The tensor.
     pub index: usize,
-    /// The bytes: at the request's destination, or staged, where they may be read and written until they are recycled. Or why they have not
-    /// arrived; the other requests, and the other pieces of this one, do all the same.
-    pub bytes: Result<Destination, Error>,
+    /// The bytes, or why they have not arrived; the other requests, and the other pieces of this one, do all the same.
+    pub bytes: Result<LoadedBytes, Error>,
     /// Where they start in the request: not 0 only for pieces.
     pub offset: u64,
     /// Whether this is the request's last piece, which is the only one where it is not in pieces. Pieces come in order.
@@ -36,6 +35,45 @@ pub struct Loaded {
     pub engine: Option<Engine>,
     /// For [`Load::recycle`](super::Load::recycle); 0 if there is nothing to recycle.
     pub buffer: u64,
+}
+
+/// Where bytes have arrived: at the request's destination, or staged.
+#[derive(Debug)]
+pub struct LoadedBytes {
+    pub(super) start: NonNull<u8>,
+    pub(super) len: usize,
+}
+
+// SAFETY: whoever looks at the bytes answers for that.
+unsafe impl Send for LoadedBytes {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for LoadedBytes {}
+
+impl LoadedBytes {
+    /// The first byte. Staged ones are there until they are recycled, or the load is dropped; and may be written to.
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes.
+    ///
+    /// # Safety
+    ///
+    /// As long as the slice is used they are not recycled, the load is not dropped, the destination is there, and nobody writes to it.
+    pub unsafe fn as_slice(&self) -> &[u8] {
+        // SAFETY: all of them were written; the caller's promise for the rest.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
 }
 
 /// How far a load is.

@@ -7,7 +7,8 @@
 //! plan      what is read together, in which order        staging   memory for what has no place of its own
 //! segment   cut into blocks: what a thread reads at once reads     a block as aligned reads and copies
 //! state     what is open, under way, and to be delivered shared    the same for many threads
-//! source    how each block is best read                  worker    a thread, and its reads that are under way
+//! source    how each block is best read                  residency what the page cache had
+//! worker    a thread, and its reads that are under way
 //! buffered  reading through the page cache               job       reading around it
 //! ```
 //!
@@ -20,6 +21,7 @@ mod options;
 mod plan;
 mod reads;
 mod request;
+mod residency;
 mod segment;
 mod shared;
 mod source;
@@ -29,7 +31,7 @@ mod state;
 mod tests;
 mod worker;
 
-pub use loaded::{LoadProgress, Loaded, Next};
+pub use loaded::{LoadProgress, Loaded, LoadedBytes, Next};
 pub use options::{Engine, LoadOptions, Staging};
 pub use request::{Destination, Request};
 
@@ -97,7 +99,7 @@ impl Load {
     /// ```
     pub fn start(checkpoint: Arc<Checkpoint>, requests: Vec<Request>, options: LoadOptions) -> Result<Load, Error> {
         let remote = checkpoint.storages().any(|storage| storage.is_remote());
-        let settings = Settings::new(&options, remote)?;
+        let settings = Settings::new(options, remote)?;
         let wanted = request::check(&checkpoint, &requests, &settings)?;
         drop(requests);
         let pages = pages_of(&settings.staging);
@@ -120,7 +122,7 @@ impl Load {
             bounces: (BOUNCE_BYTES / settings.workers.max(1) as u64 / limits.bounce) as usize,
             bounce_bytes: limits.bounce,
         };
-        let state = State::new(work.wanted.len(), Ring::new(&settings.staging, work.pages_needed())?);
+        let state = State::new(&work, Ring::new(&settings.staging, work.pages_needed())?)?;
         let source = Source::new(&checkpoint, settings.engine);
         let process = Process::this().ok_or(Error::NoMemory)?;
         let shared = Arc::new(Shared::new(checkpoint, source, work, state));
@@ -157,8 +159,9 @@ impl Load {
     ///
     /// # Errors
     ///
-    /// [`Error::Cancelled`]; [`Error::StagingFull`]: there is no timeout, and nothing can arrive before something is recycled;
-    /// [`Error::InvalidArgument`]: in a child of the process that has started the load.
+    /// [`Error::Cancelled`]; [`Error::StagingFull`]: there is no timeout, and nothing can arrive before something is recycled, by whichever
+    /// thread: where several take from one load, give a timeout, which waits for them as well. [`Error::Storage`]: in a child of the
+    /// process that has started the load.
     ///
     /// # Panics
     ///
@@ -172,7 +175,7 @@ impl Load {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`]: it was recycled before, or is not of this load.
+    /// [`Error::InvalidArgument`]: it was recycled before, or is not of this load. [`Error::Storage`]: as for [`Load::next`].
     pub fn recycle(&self, buffer: u64) -> Result<(), Error> {
         self.check_process()?;
         self.shared.recycle(buffer)

@@ -25,7 +25,7 @@ impl Engine {
 }
 
 /// Memory for requests without a destination.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Staging {
     /// The library's own, of at most so many bytes; 0 is 256 MiB.
     Own(usize),
@@ -40,7 +40,7 @@ impl Default for Staging {
 }
 
 /// How to load. 0 and `None` leave a choice to the library.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct LoadOptions {
     /// Deliver in the order of the requests. Without this they come as they are complete, and are read in the order of the files.
     pub in_order: bool,
@@ -84,7 +84,7 @@ const LEAST_PIECE: usize = PAGE as usize;
 const OVER_READ_PERCENT: u32 = 10;
 
 /// Options, checked, with every choice made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Settings {
     pub(super) in_order: bool,
     pub(super) engine: Option<Engine>,
@@ -98,9 +98,9 @@ pub(super) struct Settings {
 
 impl Settings {
     /// For files of which some are on a network or FUSE file system, or none is.
-    pub(super) fn new(options: &LoadOptions, remote: bool) -> Result<Settings, Error> {
+    pub(super) fn new(options: LoadOptions, remote: bool) -> Result<Settings, Error> {
         let LoadOptions { in_order, engine, workers, queue_depth, block_bytes, staging, piece_bytes, over_read } =
-            *options;
+            options;
         check(queue_depth <= MOST_DEPTH, || format!("a queue depth of {queue_depth} is more than {MOST_DEPTH}"))?;
         check(block_bytes == 0 || (BLOCKS.contains(&block_bytes) && block_bytes as u64 % PAGE == 0), || {
             format!("blocks of {block_bytes} bytes are not a multiple of {PAGE} from 64 KiB to 64 MiB")
@@ -112,8 +112,8 @@ impl Settings {
             Staging::Own(0) => Staging::Own(STAGING_BYTES),
             chosen => chosen,
         };
-        let (Staging::Own(staging_bytes) | Staging::Given(Destination { len: staging_bytes, .. })) = staging;
-        check(staging_bytes >= LEAST_STAGING, || {
+        let (Staging::Own(staging_bytes) | Staging::Given(Destination { len: staging_bytes, .. })) = &staging;
+        check(*staging_bytes >= LEAST_STAGING, || {
             format!("staging memory of {staging_bytes} bytes is less than 64 KiB")
         })?;
         let workers = match workers {
@@ -121,7 +121,7 @@ impl Settings {
             0 => default_workers(),
             asked => asked.min(MOST_WORKERS),
         };
-        let is_around_cache = engine.map_or(!remote, |engine| matches!(engine, Engine::Direct | Engine::Uring));
+        let is_around_cache = engine.is_none_or(|engine| matches!(engine, Engine::Direct | Engine::Uring));
         let (workers, queue_depth) = match queue_depth {
             0 => (workers, QUEUE_DEPTH.max(workers)),
             // Each worker has one read under way at least.
@@ -159,16 +159,19 @@ mod tests {
 
     #[test]
     fn new_makes_every_choice() {
-        let settings = Settings::new(&LoadOptions::default(), false).unwrap();
+        let settings = Settings::new(LoadOptions::default(), false).unwrap();
         assert!(matches!(settings.staging, Staging::Own(STAGING_BYTES)));
         assert!(WORKERS.contains(&settings.workers) && settings.queue_depth == QUEUE_DEPTH);
         assert_eq!((settings.block_bytes, settings.piece_bytes, settings.over_read), (4 << 20, u64::MAX, 10));
         let settings =
-            Settings::new(&LoadOptions { workers: 100, over_read: Some(0), ..Default::default() }, true).unwrap();
+            Settings::new(LoadOptions { workers: 100, over_read: Some(0), ..Default::default() }, true).unwrap();
         assert_eq!((settings.workers, settings.block_bytes, settings.over_read), (64, 4 << 20, 0));
-        let few =
-            |remote| Settings::new(&LoadOptions { workers: 8, queue_depth: 3, ..Default::default() }, remote).unwrap();
-        assert_eq!((few(false).workers, few(true).workers), (3, 8));
+        let few = |engine, remote| {
+            Settings::new(LoadOptions { engine, workers: 8, queue_depth: 3, ..Default::default() }, remote)
+                .unwrap()
+                .workers
+        };
+        assert_eq!((few(None, false), few(None, true), few(Some(Engine::Buffered), true)), (3, 3, 8));
     }
 
     #[test]
@@ -176,7 +179,7 @@ mod tests {
         let refused = |change: fn(&mut LoadOptions)| {
             let mut options = LoadOptions::default();
             change(&mut options);
-            Settings::new(&options, false).unwrap_err().to_string()
+            Settings::new(options, false).unwrap_err().to_string()
         };
         assert!(refused(|options| options.queue_depth = 1025).contains("1025"));
         assert!(refused(|options| options.block_bytes = 65537).contains("65537"));

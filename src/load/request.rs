@@ -8,8 +8,8 @@ use crate::storage::{StorageError, StorageKind, PAGE};
 use std::ops::Range;
 use std::ptr::NonNull;
 
-/// Memory that a load may write to.
-#[derive(Clone, Copy, Debug)]
+/// Memory that one load may write to.
+#[derive(Debug)]
 pub struct Destination {
     pub(super) start: NonNull<u8>,
     pub(super) len: usize,
@@ -48,7 +48,7 @@ impl Destination {
 }
 
 /// What to load, and where to.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Request {
     /// The tensor.
     pub index: usize,
@@ -88,8 +88,19 @@ impl Wanted {
             true => (start + slice.offset(), slice.nbytes(), None),
             false => (start, slice.nbytes(), Some(Box::new(slice))),
         };
-        let destination = request.destination.map(|destination| destination.start);
+        let destination = request.destination.as_ref().map(|destination| destination.start);
         Wanted { tag: request.tag, index: request.index, shard, start, nbytes, scattered, is_whole, destination }
+    }
+
+    /// How many runs it is of.
+    pub(super) fn runs(&self) -> u64 {
+        self.scattered.as_ref().map_or(1, |slice| slice.runs().size_hint().0 as u64)
+    }
+
+    /// Whether more of it than its ends may have to be copied to where it belongs.
+    pub(super) fn may_bounce(&self) -> bool {
+        let lies_as_in_file = |to: NonNull<u8>| (to.addr().get() as u64).wrapping_sub(self.start) % PAGE == 0;
+        self.scattered.is_some() || !self.destination.is_none_or(lies_as_in_file)
     }
 
     /// What a file has of the bytes `packed` of the request, from the start of the file, in order.
@@ -128,9 +139,9 @@ pub(super) fn check(checkpoint: &Checkpoint, requests: &[Request], settings: &Se
     wanted.try_reserve_exact(requests.len()).map_err(|_| Error::NoMemory)?;
     for request in requests {
         let place = checkpoint.place(request.index, &request.ranges)?;
-        if let Some(destination) = request.destination {
+        if let Some(destination) = &request.destination {
             let (needed, given) = (place.slice.nbytes(), destination.len as u64);
-            end_of(&destination)?;
+            end_of(destination)?;
             if given < needed {
                 return Err(checkpoint.buffer_too_small(request.index, needed, given));
             }

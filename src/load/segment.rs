@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 
 /// The most pieces of a block. Not fewer than requests in a group: those that share a page of a file are to be read together.
-const MOST_PIECES: usize = 4 * super::plan::MOST_REQUESTS;
+pub(super) const MOST_PIECES: usize = 4 * super::plan::MOST_REQUESTS;
 
 /// From this size on, what lies in a file as it does in memory is read around the page cache without a copy, and only its ends, which
 /// share pages with others, by reads of their own.

@@ -9,6 +9,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::storage::StorageError;
 use crate::task::Task;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,6 +35,16 @@ pub(super) struct Shared {
 
 /// Why pieces of a block, by their numbers, were not read; in order.
 pub(super) type Failures = Vec<(usize, Error)>;
+
+/// What has become of a block.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) engine: Engine,
+    /// The pieces that another had to read, through the page cache; in order.
+    pub(super) rescued: Vec<usize>,
+    pub(super) failures: Failures,
+    pub(super) bytes_read: u64,
+}
 
 impl Shared {
     pub(super) fn new(checkpoint: Arc<Checkpoint>, source: Source, work: Work, state: State) -> Shared {
@@ -77,6 +88,7 @@ impl Shared {
                 return block;
             }
             if state.is_dealt_out(&self.work) {
+                self.end_if_read(&state);
                 // Those who wait are to know that, too.
                 self.can_read.notify_all();
                 return None;
@@ -89,10 +101,21 @@ impl Shared {
         None
     }
 
-    /// A block was read, but for some of its pieces; `bytes_read` says how much that took.
-    pub(super) fn give(&self, block: &Block, engine: Engine, failures: Failures, bytes_read: u64) {
+    /// The clock of the rate stops with the last read.
+    fn end_if_read(&self, state: &State) {
+        if state.is_read(&self.work) {
+            self.task.end();
+        }
+    }
+
+    /// A block was read, but for some of its pieces.
+    pub(super) fn give(&self, block: &Block, outcome: Outcome) {
+        let Outcome { engine, rescued, failures, bytes_read } = outcome;
         self.bytes_read.fetch_add(bytes_read, Relaxed);
-        self.engines.fetch_or(bit(engine), Relaxed);
+        let engine_of = |pieces: Range<usize>| match rescued.iter().any(|number| pieces.contains(number)) {
+            true => Engine::Buffered,
+            false => engine,
+        };
         let len = |number: usize| block.pieces.get(number).map_or(0, |piece| piece.len);
         let wanted: u64 = block.pieces.iter().map(|piece| piece.len).sum();
         let missing: u64 = failures.iter().map(|(number, _)| len(*number)).sum();
@@ -102,12 +125,15 @@ impl Shared {
         let (mut complete, mut failures, mut end) = (Vec::new(), failures.into_iter().peekable(), 0);
         for pieces in block.pieces.chunk_by(|one, next| one.delivery == next.delivery) {
             let Some(first) = pieces.first() else { continue };
+            let start = end;
             end += pieces.len();
             let mut failure = None;
             while let Some((_, error)) = failures.next_if(|(number, _)| *number < end) {
                 failure.get_or_insert(error);
             }
             let len = pieces.iter().map(|piece| piece.len).sum();
+            let engine = engine_of(start..end);
+            self.engines.fetch_or(bit(engine), Relaxed);
             complete.extend(state.arrive(first.delivery, len, engine, failure));
         }
         drop(state);
@@ -118,9 +144,7 @@ impl Shared {
             state.conclude(delivery, outcome);
         }
         state.come_back();
-        if state.is_read(&self.work) {
-            self.task.end();
-        }
+        self.end_if_read(&state);
         drop(state);
         self.can_deliver.notify_all();
         if has_failed {
@@ -133,13 +157,14 @@ impl Shared {
     fn check(&self, complete: &Complete) -> Result<(), Error> {
         let Some(wanted) = self.work.wanted.get(complete.request) else { return Ok(()) };
         let len = complete.packed.end - complete.packed.start;
+        let go_on = || if self.has_ended() { Err(Error::Cancelled) } else { Ok(()) };
         match (wanted.is_whole, len == wanted.nbytes) {
             (false, _) => self.checkpoint.check_slice(wanted.index),
-            (true, false) => self.checkpoint.check_piece(wanted.index),
+            (true, false) => self.checkpoint.check_piece(wanted.index, &go_on),
             (true, true) => {
                 // SAFETY: so many bytes have been read to there, and they are not delivered yet: nobody else touches them.
                 let bytes = unsafe { std::slice::from_raw_parts(complete.to.as_ptr(), len as usize) };
-                self.checkpoint.check_whole(wanted.index, bytes)
+                self.checkpoint.check_whole(wanted.index, bytes, &go_on)
             }
         }
     }
@@ -186,8 +211,6 @@ impl Shared {
                 return Ok(Next::Loaded(loaded));
             }
             if state.left() == 0 {
-                // For other threads that wait.
-                self.can_deliver.notify_all();
                 return Ok(Next::Done);
             }
             if timeout.is_none() && state.is_stalled(&self.work) {
@@ -207,11 +230,18 @@ impl Shared {
     }
 
     pub(super) fn recycle(&self, buffer: u64) -> Result<(), Error> {
-        if buffer == 0 || self.state().recycle(buffer) {
-            self.can_read.notify_all();
+        if buffer == 0 {
             return Ok(());
         }
-        Err(Error::InvalidArgument { what: "this was recycled before, or is not from this load".to_owned() })
+        match self.state().recycle(buffer) {
+            Some(true) => self.can_read.notify_all(),
+            Some(false) => {}
+            None => {
+                let what = "this was recycled before, or is not from this load".to_owned();
+                return Err(Error::InvalidArgument { what });
+            }
+        }
+        Ok(())
     }
 
     /// How far it is, but for the number of threads.

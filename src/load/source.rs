@@ -1,6 +1,7 @@
 //! How each block is best read, by looking at the machine.
 
 use super::options::Engine;
+use super::residency::Residency;
 use super::segment::Block;
 use crate::checkpoint::Checkpoint;
 use crate::storage::{Direct, Storage, StorageKind};
@@ -19,6 +20,7 @@ pub(super) struct Source {
 struct ShardSource {
     is_remote: OnceLock<bool>,
     direct: OnceLock<Option<Direct>>,
+    residency: Residency,
 }
 
 impl Source {
@@ -41,7 +43,7 @@ impl Source {
         let around_cache = match self.forced {
             Some(Engine::Direct | Engine::Uring) => true,
             Some(_) => false,
-            None => !(is_cached(storage, block) || (remote && is_of_small_reads(block))),
+            None => !(self.is_cached(storage, block) || (remote && is_of_small_reads(block))),
         };
         if !around_cache || self.direct(storage, block.shard).is_none() {
             return Engine::Buffered;
@@ -73,6 +75,14 @@ impl Source {
     fn is_remote(&self, storage: &Storage, shard: usize) -> bool {
         self.shards.get(shard).is_none_or(|shard| *shard.is_remote.get_or_init(|| storage.is_remote()))
     }
+
+    /// Whether half of the bytes, or more, were in the page cache.
+    fn is_cached(&self, storage: &Storage, block: &Block) -> bool {
+        let Some(shard) = self.shards.get(block.shard) else { return true };
+        let wanted: u64 = block.pieces.iter().map(|piece| piece.len).sum();
+        let pieces = block.pieces.iter().map(|piece| piece.offset..piece.end());
+        shard.residency.cached_of(storage, pieces) >= wanted / 2
+    }
 }
 
 /// Whether the block takes reads of fewer bytes than are read ahead anyway.
@@ -82,12 +92,4 @@ fn is_of_small_reads(block: &Block) -> bool {
     let bytes: u64 = block.pieces.iter().map(|piece| piece.len).sum();
     let reads = block.pieces.iter().filter(|piece| !piece.joined).count() as u64;
     reads > 1 && bytes < reads * READ_AHEAD
-}
-
-/// Whether half of the bytes, or more, are in the page cache.
-fn is_cached(storage: &Storage, block: &Block) -> bool {
-    let (Some(first), Some(last)) = (block.pieces.first(), block.pieces.last()) else { return true };
-    let bytes = first.offset..last.end();
-    let len = bytes.end - bytes.start;
-    storage.cached(bytes).is_none_or(|cached| cached >= len / 2)
 }

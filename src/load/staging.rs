@@ -55,6 +55,7 @@ impl Ring {
                     // Smaller buffers need not be aligned to pages.
                     let bytes = (pages * PAGE).max(Buffer::MAPPED_FROM as u64);
                     let buffer = Buffer::new(bytes).map_err(|_| Error::NoMemory)?;
+                    buffer.keep_from_children();
                     (buffer.start(), pages, Some(buffer))
                 }
             },

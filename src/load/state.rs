@@ -1,14 +1,15 @@
 //! What is to be read, under way, and to be delivered. Knows no files.
 
-use super::loaded::Loaded;
+use super::loaded::{Loaded, LoadedBytes};
 use super::options::Engine;
 use super::plan::{piece_of, Group, Plan};
-use super::request::{page_after, page_before, Destination, Wanted};
-use super::segment::{Block, Limits, Part, Room, Segment};
+use super::request::{page_after, page_before, Wanted};
+use super::segment::{Block, Limits, Part, Room, Segment, MOST_PIECES};
 use super::staging::{Lease, Ring};
 use crate::error::Error;
 use crate::storage::PAGE;
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::ptr::NonNull;
 
@@ -74,7 +75,8 @@ struct Delivery {
     /// Bytes that have not arrived.
     missing: u64,
     engine: Option<Engine>,
-    failure: Option<Error>,
+    /// Boxed, since there are many without one.
+    failure: Option<Box<Error>>,
     done: bool,
 }
 
@@ -131,12 +133,29 @@ impl Work {
 
     /// A guess at the number of blocks, which is right about few.
     pub(super) fn blocks(&self) -> u64 {
+        let Limits { block, bounce, .. } = self.limits;
         let groups = self.plan.staged.iter().chain(&self.plan.placed);
         let blocks = |group: &Group| {
-            let bytes = self.plan.members(&self.wanted, group).map(|(_, wanted)| wanted.nbytes);
-            bytes.fold(0, u64::saturating_add).div_ceil(self.limits.block)
+            let (mut bytes, mut runs) = (0u64, 0u64);
+            let mut most = block;
+            for (_, wanted) in self.plan.members(&self.wanted, group) {
+                bytes = bytes.saturating_add(wanted.nbytes);
+                runs = runs.saturating_add(wanted.runs());
+                if wanted.may_bounce() {
+                    most = bounce;
+                }
+            }
+            bytes.div_ceil(most).max(runs / MOST_PIECES as u64)
         };
         groups.map(blocks).fold(0, u64::saturating_add)
+    }
+
+    /// How many deliveries there can be at once, at most.
+    fn deliveries(&self, ring_pages: u64) -> usize {
+        let piece = self.piece_bytes.min(self.piece_span).max(PAGE);
+        let in_pieces = self.wanted.iter().any(|wanted| self.is_in_pieces(wanted));
+        let pieces = if in_pieces { ring_pages.saturating_mul(PAGE) / piece + 1 } else { 0 };
+        self.wanted.len().saturating_add(pieces as usize)
     }
 
     fn groups(&self, lane: usize) -> &[Group] {
@@ -177,19 +196,29 @@ struct Opening<'w> {
 }
 
 impl State {
-    pub(super) fn new(requests: usize, ring: Ring) -> State {
-        State {
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`].
+    pub(super) fn new(work: &Work, ring: Ring) -> Result<State, Error> {
+        let no_memory = |_| Error::NoMemory;
+        let most = work.deliveries(ring.size() / PAGE);
+        let (mut deliveries, mut ready, mut line) = (HashMap::new(), VecDeque::new(), VecDeque::new());
+        deliveries.try_reserve(most).map_err(|_| Error::NoMemory)?;
+        ready.try_reserve_exact(most).map_err(no_memory)?;
+        line.try_reserve_exact(if work.in_order { most } else { most - work.wanted.len() }).map_err(no_memory)?;
+        Ok(State {
             lanes: Default::default(),
             ring,
             leases: HashMap::new(),
-            deliveries: HashMap::new(),
-            line: VecDeque::new(),
-            ready: VecDeque::new(),
+            deliveries,
+            line,
+            ready,
             held: HashMap::new(),
-            next_id: 1,
+            // Anywhere, so that no number is of two loads: what was delivered by another is not to be recycled here.
+            next_id: RandomState::new().hash_one(()),
             under_way: 0,
-            left: requests,
-        }
+            left: work.wanted.len(),
+        })
     }
 
     /// The next block to be read. `None` if there is none, or not before something is recycled.
@@ -320,9 +349,9 @@ impl State {
     }
 
     fn new_id(&mut self) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
-        id
+        // 0 stands for none.
+        self.next_id = self.next_id.wrapping_add(1).max(1);
+        self.next_id
     }
 
     /// So many bytes of a delivery were read by `engine`, or not. Gives the delivery if all of it is there now, in which case it is not
@@ -332,7 +361,7 @@ impl State {
         delivery.missing = delivery.missing.saturating_sub(len);
         delivery.engine = Some(engine);
         if delivery.failure.is_none() {
-            delivery.failure = failure;
+            delivery.failure = failure.map(Box::new);
         }
         if delivery.missing > 0 {
             return None;
@@ -357,7 +386,7 @@ impl State {
     pub(super) fn conclude(&mut self, id: u64, outcome: Result<(), Error>) {
         let Some(delivery) = self.deliveries.get_mut(&id) else { return };
         if let Err(error) = outcome {
-            delivery.failure = Some(error);
+            delivery.failure = Some(Box::new(error));
         }
         delivery.done = true;
         let (in_line, lent) = (delivery.in_line, delivery.lent.filter(|_| delivery.failure.is_some()));
@@ -387,15 +416,17 @@ impl State {
         }
     }
 
-    fn give_back(&mut self, lent: u64) {
-        let Some(entry) = self.leases.get_mut(&lent) else { return };
+    /// Whether there is more room than before.
+    fn give_back(&mut self, lent: u64) -> bool {
+        let Some(entry) = self.leases.get_mut(&lent) else { return false };
         entry.users = entry.users.saturating_sub(1);
         if entry.users > 0 {
-            return;
+            return false;
         }
         if let Some(Lent { lease, .. }) = self.leases.remove(&lent) {
             self.ring.take_back(lease);
         }
+        true
     }
 
     /// What is delivered next.
@@ -409,8 +440,8 @@ impl State {
         });
         self.left -= usize::from(is_last);
         let bytes = match failure {
-            Some(error) => Err(error),
-            None => Ok(Destination { start: to, len: (packed.end - packed.start) as usize }),
+            Some(error) => Err(*error),
+            None => Ok(LoadedBytes { start: to, len: (packed.end - packed.start) as usize }),
         };
         let (tag, index) = (wanted.tag, wanted.index);
         Some(Loaded { tag, request, index, bytes, offset: packed.start, is_last, engine, buffer })
@@ -426,13 +457,10 @@ impl State {
         self.left
     }
 
-    /// Takes staged memory back. `false` if it was not lent, or was taken back before.
-    pub(super) fn recycle(&mut self, buffer: u64) -> bool {
-        let lent = self.held.remove(&buffer);
-        if let Some(lent) = lent {
-            self.give_back(lent);
-        }
-        lent.is_some()
+    /// Takes staged memory back, and tells whether there is more room than before. `None` if it was not lent, or was taken back before.
+    pub(super) fn recycle(&mut self, buffer: u64) -> Option<bool> {
+        let lent = self.held.remove(&buffer)?;
+        Some(self.give_back(lent))
     }
 }
 

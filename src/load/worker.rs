@@ -93,8 +93,8 @@ impl<'s> Worker<'s> {
         match job {
             Err(block) => {
                 let engine = if engine == Engine::Memory { engine } else { Engine::Buffered };
-                let (failures, bytes_read) = buffered::read(shared, storage, &block, &mut self.sink);
-                shared.give(&block, engine, failures, bytes_read);
+                let outcome = buffered::read(shared, storage, &block, engine, &mut self.sink);
+                shared.give(&block, outcome);
             }
             Ok(job) if engine == Engine::Uring && self.has_queue() => self.send(job),
             Ok(mut job) => {

@@ -64,6 +64,16 @@ impl Buffer {
         }
     }
 
+    /// Lets children that are forked have none of it, if it is mapped by itself. A disk may be writing to it while the process forks:
+    /// whoever of the two writes to a page next would get a copy, and it could be the child that keeps the page which the disk knows (see
+    /// NOTES of open(2) on `O_DIRECT`).
+    pub(crate) fn keep_from_children(&self) {
+        if let Memory::Mapped(mapped) = &self.memory {
+            // Where this is refused it is as it would be without.
+            let _ = mapped.advise(Advice::DontFork);
+        }
+    }
+
     /// Number of bytes.
     pub(crate) fn len(&self) -> usize {
         self.len

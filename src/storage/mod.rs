@@ -242,6 +242,14 @@ impl Storage {
         }
     }
 
+    /// Number of bytes that there were when it was opened.
+    pub(crate) fn len(&self) -> u64 {
+        match &self.bytes {
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => reader.len(),
+            Bytes::Memory(memory) => memory.len() as u64,
+        }
+    }
+
     /// How many of `bytes` are in the page cache. `None` for memory, and where the system does not tell.
     pub(crate) fn cached(&self, bytes: Range<u64>) -> Option<u64> {
         match &self.bytes {

@@ -7,9 +7,10 @@ use super::ShardBytes;
 use crate::error::Error;
 use crate::format::checksum::Digest;
 use crate::format::ChecksumError;
-use crate::hashing::{pass, Input, Wanted};
+use crate::hashing::{pass, Input, Source, Wanted};
 use crate::quote::excerpt;
 use crate::workers::workers_for;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -119,17 +120,35 @@ impl Checkpoint {
     /// Before tensor is handed out: checks its digest if that is wanted and has not been done.
     #[inline]
     pub(in crate::checkpoint) fn check_first_use(&self, tensor: &Tensor<'_>) -> Result<(), Error> {
+        self.check_first_use_unless(tensor, &|| Ok(()))
+    }
+
+    /// The same for somebody who may lose interest: `go_on` says so by an error, which is the outcome then.
+    #[inline]
+    pub(in crate::checkpoint) fn check_first_use_unless(
+        &self,
+        tensor: &Tensor<'_>,
+        go_on: GoOn<'_>,
+    ) -> Result<(), Error> {
         match &self.first_use {
             None => Ok(()),
-            Some(first_use) => first_use.check(tensor, || self.digest(tensor)),
+            Some(first_use) => first_use.check(tensor, || self.digest(tensor, go_on)),
         }
     }
 
-    /// After all of a tensor was read to the caller's memory: as [`Checkpoint::check_first_use`], of these bytes.
-    pub(in crate::checkpoint) fn check_read(&self, tensor: &Tensor<'_>, bytes: &[u8]) -> Result<(), Error> {
+    /// After all of a tensor was read to the caller's memory: as [`Checkpoint::check_first_use_unless`], of these bytes.
+    pub(in crate::checkpoint) fn check_read(
+        &self,
+        tensor: &Tensor<'_>,
+        bytes: &[u8],
+        go_on: GoOn<'_>,
+    ) -> Result<(), Error> {
         match &self.first_use {
             None => Ok(()),
-            Some(first_use) => first_use.check(tensor, || Ok(blake3::hash(bytes).into())),
+            Some(first_use) => first_use.check(tensor, || match bytes.len() as u64 {
+                0..BYTES_PER_WORKER => Ok(blake3::hash(bytes).into()),
+                _ => digest_of(tensor, &ReadBytes { bytes, start: tensor.file_range().start }, go_on),
+            }),
         }
     }
 
@@ -146,15 +165,40 @@ impl Checkpoint {
     }
 
     /// What the bytes of a tensor come to: those of the file, or of memory.
-    fn digest(&self, tensor: &Tensor<'_>) -> Result<Digest, Error> {
-        let bytes = tensor.file_range();
-        let wanted = Wanted { blake3: true, ..Wanted::default() };
-        let input = Input { data_start: bytes.start, tensors: vec![bytes], wanted };
-        let workers = workers_for((tensor.nbytes() / BYTES_PER_WORKER) as usize).max(1);
+    fn digest(&self, tensor: &Tensor<'_>, go_on: GoOn<'_>) -> Result<Digest, Error> {
         let source = ShardBytes { shards: std::slice::from_ref(tensor.shard), around_cache: false };
-        let sums = pass(&source, &[input], workers, |_, _| Ok(()))?;
+        let digest = digest_of(tensor, &source, go_on)?;
         self.check_unchanged(tensor)?;
-        Ok(sums.first().and_then(|sums| sums.tensors.first()).map_or([0; 32], |sums| sums.blake3))
+        Ok(digest)
+    }
+}
+
+/// Says, by an error, that nobody waits any more. Asked for each MiB.
+pub(in crate::checkpoint) type GoOn<'g> = &'g (dyn Fn() -> Result<(), Error> + Sync);
+
+/// By several threads, if it is large.
+fn digest_of<S: Source>(tensor: &Tensor<'_>, source: &S, go_on: GoOn<'_>) -> Result<Digest, Error> {
+    let bytes = tensor.file_range();
+    let wanted = Wanted { blake3: true, ..Wanted::default() };
+    let input = Input { data_start: bytes.start, tensors: vec![bytes], wanted };
+    let workers = workers_for((tensor.nbytes() / BYTES_PER_WORKER) as usize).max(1);
+    let sums = pass(source, &[input], workers, |_, _| go_on())?;
+    Ok(sums.first().and_then(|sums| sums.tensors.first()).map_or([0; 32], |sums| sums.blake3))
+}
+
+/// All bytes of a tensor, in memory.
+struct ReadBytes<'b> {
+    bytes: &'b [u8],
+    /// Where they start in the file.
+    start: u64,
+}
+
+impl Source for ReadBytes<'_> {
+    type Room = ();
+
+    fn bytes<'a>(&'a self, _: usize, place: Range<u64>, (): &'a mut ()) -> Result<&'a [u8], Error> {
+        let (from, to) = (place.start - self.start, place.end - self.start);
+        Ok(self.bytes.get(from as usize..to as usize).unwrap_or_default())
     }
 }
 

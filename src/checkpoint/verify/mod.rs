@@ -10,7 +10,7 @@ mod claims;
 mod compare;
 mod first_use;
 
-pub(in crate::checkpoint) use first_use::FirstUse;
+pub(in crate::checkpoint) use first_use::{FirstUse, GoOn};
 
 use super::shard::Shard;
 use super::Checkpoint;

@@ -146,7 +146,7 @@ impl Model {
             piece_bytes: how.piece_bytes,
             whole_span: pages * PAGE,
         };
-        let state = State::new(asks.len(), Ring::new(&staging, work.pages_needed()).unwrap());
+        let state = State::new(&work, Ring::new(&staging, work.pages_needed()).unwrap()).unwrap();
         let places = Places(places);
         Model { files, work, state, expected, places, alignment: how.alignment, bytes_read: 0, reads: 0 }
     }
@@ -246,7 +246,7 @@ impl Model {
         let expected = &self.expected[loaded.request];
         let part = loaded.offset as usize..loaded.offset as usize + bytes.len();
         // SAFETY: bytes that were delivered and not recycled.
-        let arrived = unsafe { std::slice::from_raw_parts(bytes.start().as_ptr(), bytes.len()) };
+        let arrived = unsafe { bytes.as_slice() };
         arrived == &expected[part.clone()] && loaded.is_last == (part.end == expected.len())
     }
 
@@ -268,7 +268,7 @@ impl Model {
             while let Some(loaded) = self.deliver() {
                 assert!(self.is_right(&loaded), "{loaded:?}");
                 if loaded.buffer != 0 {
-                    assert!(self.state.recycle(loaded.buffer));
+                    assert!(self.state.recycle(loaded.buffer).is_some());
                 }
             }
         }
