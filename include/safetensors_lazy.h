@@ -1095,8 +1095,9 @@ typedef struct st_load_options {
      */
     size_t staging_bytes;
     /**
-     * The most bytes that are delivered at once of a staged request; 0 is as much as the staging memory holds. Smaller ones
-     * let reading and uploading go side by side. At least 4096.
+     * The most bytes that are delivered at once of a staged request, at least 4096; a larger one comes in pieces. 0: one that the
+     * staging memory could not hold comes in pieces of a quarter of that, all others at once. Smaller pieces let reading and
+     * uploading go side by side; each is a read of its own.
      */
     size_t piece_bytes;
     /** Gaps between requests that are read through to save a read, in percent of the wanted bytes; 0 is 10, ST_OVER_READ_NONE is none. */
@@ -1162,9 +1163,13 @@ typedef struct st_loaded {
  * What is loaded is what the files hold, as for st_tensor_read; no access to them can raise SIGBUS. Under ST_VERIFY_FIRST_USE whole
  * tensors are verified before they are delivered; one that comes in pieces is read once more for that, before.
  *
- * Memory: the staging memory; up to 16 MiB for reads that cannot go where they should at once; some 200 bytes per request. Threads: those
- * of st_load_options.workers; they end when all is read, or with st_load_free at the latest. After a fork the load goes on in the parent;
- * the child may call st_load_free on it, and nothing else.
+ * Memory: the staging memory; up to 16 MiB for reads that cannot go where they should at once; some 300 bytes per request, and more if it
+ * is a slice of many dimensions. Threads: those of st_load_options.workers; they end when all is read, or with st_load_free at the latest.
+ *
+ * After a fork the load goes on in the parent. The child may call st_load_free on it, and nothing else; it has no staging memory of the
+ * library's. A process that forks during loads that read around the page cache should keep destinations, and staging memory of its own, from
+ * its children (MADV_DONTFORK), or use ST_ENGINE_BUFFERED: otherwise, on some kernels, bytes can reach the child and not the parent (open(2),
+ * NOTES, O_DIRECT).
  *
  * requests: n of them; they and their ranges are read during this call only. May be NULL if n is 0.
  * options: NULL for the defaults. out: receives the handle, which the caller must st_load_free; NULL on failure.
@@ -1191,13 +1196,14 @@ st_status st_load_start(st_checkpoint *checkpoint,
  * out: receives what has arrived; may not be NULL. Unlike other outputs it is always written: where the status is that of a request that
  * failed, out->request, out->tag and out->index tell of which; where it is another, out->request is ST_ALL.
  *
- * Any number of threads may call this at once; each request goes to one of them.
+ * Any number of threads may call this at once; each request goes to one of them. What others have not recycled counts, too: where several
+ * threads take from one load, pass a timeout, which waits for them as well. INT64_MAX waits for ever.
  *
  * ST_DONE: everything was delivered.
  * ST_TIMEOUT: nothing has arrived in time.
  * ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_FILE_CHANGED, ST_ERR_CHECKSUM_MISMATCH, ST_ERR_NO_MEMORY: this request (or piece: each fails or
  * arrives by itself) failed, and the content of its dst is unspecified. The load goes on: call again for the others.
- * ST_ERR_STAGING_FULL: the timeout is negative, and nothing can arrive before some of what was delivered is recycled.
+ * ST_ERR_STAGING_FULL: the timeout is negative, and nothing can arrive before some of what was delivered is recycled, by any thread.
  * ST_ERR_CANCELLED: by st_load_cancel.
  * ST_ERR_INVALID_ARGUMENT: a NULL. ST_ERR_UNSUPPORTED: in a child of the process that started the load.
  */
@@ -1211,14 +1217,16 @@ st_status st_load_next(struct st_load *load,
  * failed, has nothing to hand back: that is fine too. May be called from any thread.
  *
  * ST_ERR_INVALID_ARGUMENT: a NULL; this was recycled before, or is not from this load.
+ * ST_ERR_UNSUPPORTED: in a child of the process that started the load.
  */
 st_status st_load_recycle(struct st_load *load,
                           const struct st_loaded *loaded,
                           st_error *err);
 
 /**
- * Tells how far the load is. Items are requests; they are done when they are delivered, or have failed. Any thread may ask, at any
- * time.
+ * Tells how far the load is. Bytes are done when they have arrived, so that those of requests that fail never are; items are requests, and
+ * done when they are delivered, or their failure is. Any thread may ask, at any time. All zero in a child of the process that started
+ * the load.
  *
  * ST_ERR_INVALID_ARGUMENT: a NULL.
  */
@@ -1233,8 +1241,8 @@ st_status st_load_progress(const struct st_load *load,
 void st_load_cancel(struct st_load *load);
 
 /**
- * Cancels what is not done, waits for reads that are under way, and frees the load and its staging memory. NULL is fine. No other thread may
- * use the load any more, and none of its threads is left.
+ * Cancels what is not done, waits for reads that are under way (as long as the storage takes for them), and frees the load and its staging
+ * memory. NULL is fine. No other thread may use the load any more, and none of its threads is left.
  */
 void st_load_free(struct st_load *load);
 
