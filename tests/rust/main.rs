@@ -6,6 +6,7 @@ mod differential;
 mod fuzz_corpus;
 mod header;
 mod index;
+mod load;
 mod mutation;
 mod properties;
 mod random;
