@@ -7,9 +7,12 @@ use safetensors_lazy::{
     Checkpoint, Destination, Engine, Error, Load, LoadOptions, Next, OpenOptions, Request, Staging,
 };
 use std::collections::HashMap;
+use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
@@ -217,4 +220,55 @@ fn start_refuses_what_is_wrong_before_anything_is_read() {
     assert!(matches!(start(staged(a, &[], 0), memory), Error::Storage { .. }));
     let deep = LoadOptions { queue_depth: 2000, ..Default::default() };
     assert!(matches!(start(staged(a, &[], 0), deep), Error::InvalidArgument { .. }));
+}
+
+/// How many bytes of a file the page cache has.
+fn cached(file: &File) -> usize {
+    let map = memmap2::MmapOptions::new().map_raw_read_only(file).unwrap();
+    let mut pages = vec![0u8; map.len().div_ceil(4096)];
+    // SAFETY: the mapping is that long, and there is a byte for each of its pages.
+    let failed = unsafe { libc::mincore(map.as_mut_ptr().cast(), map.len(), pages.as_mut_ptr()) };
+    assert_eq!(failed, 0);
+    pages.iter().filter(|page| **page & 1 != 0).count() * 4096
+}
+
+#[test]
+fn load_leaves_the_page_cache_as_it_is_but_for_what_was_begun_there() {
+    const MIB: usize = 1 << 20;
+    let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let path = folder.path().join("large.safetensors");
+    let bytes = vec![7u8; 96 * MIB];
+    let tensor = TensorView::new(Dtype::U8, vec![bytes.len()], &bytes).unwrap();
+    safetensors::serialize_to_file([("large", tensor)], None, &path).unwrap();
+    let file = File::open(&path).unwrap();
+    file.sync_all().unwrap();
+    // SAFETY: the descriptor is open.
+    assert_eq!(unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) }, 0);
+    if cached(&file) > 0 {
+        return eprintln!("skipped: the page cache of this file system keeps what it has");
+    }
+    // As somebody may have begun to read it.
+    file.read_exact_at(&mut vec![0; 12 * MIB], 0).unwrap();
+    let before = cached(&file);
+    let checkpoint = Arc::new(Checkpoint::open(&path, OpenOptions::default()).unwrap());
+    let mut room = vec![0u8; bytes.len()];
+    // SAFETY: nobody looks at the room before the load is gone.
+    let destination = unsafe { Destination::new(NonNull::from(&mut room[..]).cast(), room.len()) };
+    let request = Request { destination: Some(destination), ..staged(0, &[], 0) };
+    let load = Load::start(checkpoint, vec![request], Default::default()).unwrap();
+    while let Next::Loaded(loaded) = load.next(None).unwrap() {
+        loaded.bytes.unwrap();
+    }
+    let engines = load.progress().engines;
+    drop(load);
+    assert!(room == bytes);
+    if !engines.contains(&Engine::Direct) && !engines.contains(&Engine::Uring) {
+        return eprintln!("skipped: files are not read around the page cache here, or it does not tell what it has");
+    }
+    // What the system reads ahead by itself stays within a region.
+    assert!(
+        engines.contains(&Engine::Buffered) && cached(&file) < before.max(64 * MIB) + 16 * MIB,
+        "{}",
+        cached(&file)
+    );
 }
