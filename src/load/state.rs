@@ -240,9 +240,7 @@ impl State {
     /// The lane whose open segment comes first in the files. Opens what can be opened.
     fn lane_to_deal(&mut self, work: &Work) -> Option<usize> {
         for lane in 0..self.lanes.len() {
-            if self.lanes.get(lane)?.segment.is_none() {
-                self.open(work, lane);
-            }
+            while self.lanes.get(lane)?.segment.is_none() && self.open(work, lane) {}
         }
         let place = |lane: &usize| {
             let segment = self.lanes.get(*lane)?.segment.as_ref()?;
@@ -293,13 +291,14 @@ impl State {
         Some(Opening { members, piece, pages })
     }
 
-    /// Opens the next segment of a lane, if there is one and memory for it.
-    fn open(&mut self, work: &Work, lane: usize) {
-        let Some(Opening { members, piece, pages }) = self.opening(work, lane) else { return };
-        let Some((_, first)) = members.first() else { return };
+    /// Opens what comes next of a lane, if there is anything and memory for it. What has no bytes is ready at once, and no segment, so that
+    /// each that there is has a block.
+    fn open(&mut self, work: &Work, lane: usize) -> bool {
+        let Some(Opening { members, piece, pages }) = self.opening(work, lane) else { return false };
+        let Some((_, first)) = members.first() else { return false };
         let (mut lent, mut room, mut base) = (None, None, NonNull::<Aligned>::dangling().cast());
         if !pages.is_empty() {
-            let Some(lease) = self.ring.lend((pages.end - pages.start) / PAGE) else { return };
+            let Some(lease) = self.ring.lend((pages.end - pages.start) / PAGE) else { return false };
             base = self.ring.address(&lease);
             room = first.scattered.is_none().then_some(Room { offset: pages.start, to: base });
             lent = Some((self.new_id(), lease));
@@ -338,14 +337,13 @@ impl State {
             self.leases.insert(id, Lent { lease, users });
         }
         let opened = piece.map_or(0, |piece| if is_last { 0 } else { piece.end });
+        let is_empty = parts.iter().all(|part| part.packed.is_empty());
+        let segment = (!is_empty).then_some(Segment { shard, parts, room, next: (0, 0) });
         if let Some(lane) = self.lanes.get_mut(lane) {
-            *lane = Lane {
-                next: lane.next + usize::from(is_last),
-                opened,
-                segment: Some(Segment { shard, parts, room, next: (0, 0) }),
-            };
+            *lane = Lane { next: lane.next + usize::from(is_last), opened, segment };
         }
         self.release_line();
+        true
     }
 
     fn new_id(&mut self) -> u64 {

@@ -14,6 +14,23 @@ fn model(sizes: &[u64], placed: &[usize], how: How) -> Model {
     Model::new(&tensors, &(0..sizes.len()).map(ask).collect::<Vec<_>>(), how)
 }
 
+/// An open segment means that somebody will read: whoever waits for that would wait for ever.
+#[test]
+fn what_has_no_bytes_is_no_work() {
+    let how = How { staging: 65536, ..How::default() };
+    let mut model = model(&[60_000, 60_000, 0, 0], &[2, 3], how);
+    let first = model.deal().unwrap();
+    let empty = [model.deliver().unwrap(), model.deliver().unwrap()];
+    assert_eq!(empty.map(|loaded| loaded.request), [2, 3]);
+    assert!(!model.state.is_stalled(&model.work));
+    model.read(&first);
+    model.give(&first, true);
+    let first = model.deliver().unwrap();
+    assert!(model.state.is_stalled(&model.work) && model.deal().is_none());
+    assert_eq!(model.state.recycle(first.buffer), Some(true));
+    model.run();
+}
+
 #[test]
 fn what_has_a_place_does_not_wait_for_staging_memory() {
     let how = How { staging: 65536, ..How::default() };
