@@ -9,7 +9,7 @@
 //     model.verify().check();
 //
 //     for (st::Loaded &loaded : model.load(model.prefix("model.layers.3.")))  // many at once, at the speed of the storage
-//         upload(loaded.tensor().name(), loaded.bytes());
+//         upload(loaded.tensor().name(), loaded.offset(), loaded.bytes());
 //     st::Weights weights = model.load_all();                                 // or all of it, into one block of memory
 //
 //     st::Writer writer("copy.safetensors");
@@ -39,16 +39,19 @@
 #include <cerrno>
 #include <chrono>
 #include <complex>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <iterator>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <sys/mman.h>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -833,18 +836,102 @@ private:
 
 namespace detail {
 
-// A load, as it is known to what it has delivered, which may go later.
-struct Running {
-    Running(st_load *load, st_checkpoint *checkpoint) noexcept : handle(load), source(checkpoint) {}
+// A load, as it is known to what it has delivered, which may go later, and to loops over it.
+class Running {
+public:
+    explicit Running(st_checkpoint *checkpoint) noexcept : source(st_retain(checkpoint)) {}
     Running(const Running &) = delete;
     Running &operator=(const Running &) = delete;
-    ~Running() { free(); }
+    ~Running() {
+        free();
+        st_close(source);
+    }
 
-    void free() noexcept { st_load_free(std::exchange(handle, nullptr)); }
+    void free() noexcept {
+        std::unique_lock<std::mutex> lock(mutex_);
+        st_load *const freed = std::exchange(handle, nullptr);
+        lock.unlock();
+        st_load_free(freed);
+    }
 
-    st_load *handle; // NULL: the load has gone
-    st_checkpoint *source;
+    bool is_free() noexcept {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return !handle;
+    }
+
+    // Hands staged memory back, unless that went with the load.
+    void recycle(const st_loaded &loaded) noexcept {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (handle)
+            st_load_recycle(handle, &loaded, nullptr);
+        has_changed();
+    }
+
+    void cancel() noexcept {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        st_load_cancel(handle);
+        has_changed();
+    }
+
+    // A loop that waits for something, or holds it: where there is no room for more, others wait for it.
+    class Loop {
+    public:
+        explicit Loop(Running &running) : running_(running) {
+            const std::lock_guard<std::mutex> lock(running_.mutex_);
+            running_.loops_.push_back(std::this_thread::get_id());
+            thread_ = running_.loops_.back();
+        }
+        Loop(const Loop &) = delete;
+        Loop &operator=(const Loop &) = delete;
+        ~Loop() {
+            const std::lock_guard<std::mutex> lock(running_.mutex_);
+            std::vector<std::thread::id> &loops = running_.loops_;
+            loops.erase(std::find(loops.begin(), loops.end(), thread_));
+            running_.has_changed();
+        }
+
+    private:
+        Running &running_;
+        std::thread::id thread_;
+    };
+
+    // Counts what may have made room.
+    std::uint64_t changes() noexcept {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return changes_;
+    }
+
+    // For a loop that has found no room since then: waits for a change. False if none will come of loops, because all of them wait, but
+    // for those in which this thread is.
+    bool wait_for_room(std::uint64_t since) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (changes_ != since)
+            return true;
+        const auto own = std::count(loops_.begin(), loops_.end(), std::this_thread::get_id());
+        if (waiting_ + own == static_cast<std::ptrdiff_t>(loops_.size()))
+            return false;
+        waiting_ += own;
+        // Not for ever, because of those who recycle by the C handle.
+        changed_.wait_for(lock, std::chrono::milliseconds(100), [&] { return changes_ != since; });
+        waiting_ -= own;
+        return true;
+    }
+
+    st_load *handle = nullptr; // NULL: the load has gone, or has not begun
+    st_checkpoint *const source;
     std::atomic<bool> done{false};
+
+private:
+    void has_changed() noexcept {
+        ++changes_;
+        changed_.notify_all();
+    }
+
+    std::mutex mutex_; // of the handle, when it goes, and of what follows
+    std::condition_variable changed_;
+    std::uint64_t changes_ = 0;
+    std::vector<std::thread::id> loops_; // the threads that have begun them
+    std::ptrdiff_t waiting_ = 0;         // loops of threads that wait
 };
 
 } // namespace detail
@@ -870,8 +957,8 @@ public:
     }
     ~Loaded() { recycle(); }
 
-    // Whether it has arrived. What has failed comes only from Load::next: a loop over a Load throws.
-    explicit operator bool() const noexcept { return loaded_.status == ST_OK; }
+    // Whether it has arrived, and was not moved from. What has failed comes only from Load::next: a loop over a Load throws.
+    explicit operator bool() const noexcept { return load_ && loaded_.status == ST_OK; }
     // ST_OK, or why it failed.
     st_status status() const noexcept { return loaded_.status; }
     // Throws that, if it failed.
@@ -925,8 +1012,7 @@ public:
     void recycle() noexcept {
         if (!load_ || loaded_.buffer == 0)
             return;
-        if (load_->handle) // otherwise it went with the load
-            st_load_recycle(load_->handle, &loaded_, nullptr);
+        load_->recycle(loaded_);
         loaded_.buffer = 0;
         recycled_ = true;
     }
@@ -940,13 +1026,15 @@ private:
             err_ = err;
     }
 
+    bool is_staged() const noexcept { return loaded_.buffer != 0; }
+
     const st_loaded &checked() const {
         if (!load_)
             throw Error(ST_ERR_INVALID_ARGUMENT, "what was loaded was moved from");
         check();
         if (recycled_)
             throw Error(ST_ERR_INVALID_ARGUMENT, "the bytes of tensor " + detail::quoted(tensor().name()) + " were handed back");
-        if (loaded_.buffer != 0 && !load_->handle)
+        if (loaded_.buffer != 0 && load_->is_free())
             throw Error(ST_ERR_INVALID_ARGUMENT, "the bytes went with their load");
         return loaded_;
     }
@@ -959,16 +1047,18 @@ private:
 
 // A load that is running: made by load of a Checkpoint, or of Weights. To be iterated over, once:
 //
-//     for (Loaded &loaded : load)                     // throws at the first that fails
-//         use(loaded.tensor(), loaded.bytes());       // handed back when the loop goes on; std::move(loaded) keeps it
+//     for (Loaded &loaded : load)                                      // throws at the first that fails
+//         use(loaded.tensor(), loaded.offset(), loaded.bytes());       // handed back when the loop goes on; std::move(loaded) keeps it
 //
-// or asked for one after the other, which tells of failures without an exception:
+// (A tensor that is larger than the staging memory, or than LoadOptions::piece_bytes, comes in pieces, from offset() on; one with a
+// destination never does.) Or to be asked for one after the other, which tells of failures without an exception:
 //
 //     while (std::optional<Loaded> loaded = load.next())
 //         if (*loaded)
 //             ...
 //
-// Either from any number of threads at once: each request, or piece, goes to one of them. When it goes it is cancelled, waits for the
+// Either from any number of threads at once: each request, or piece, goes to one of them. Where staged memory is full of what others hold,
+// loops wait for other loops to go on; with next, pass a timeout, which waits for anybody. When it goes it is cancelled, waits for the
 // reads that are under way, and frees its staging memory. It owns a reference to the checkpoint. Movable, while nobody else uses it; what
 // was moved from has nothing to deliver.
 class Load {
@@ -986,14 +1076,23 @@ public:
 
         Loaded &operator*() const noexcept { return *place_->loaded; }
         Loaded *operator->() const noexcept { return &*place_->loaded; }
-        // Hands back what it was at, unless that was moved away, and waits for the next. Throws as next, and why a request failed; then
-        // the load goes on, and can be iterated over anew.
+        // Hands back what it was at, unless that was moved away, and waits for the next. Throws as next, and why a request failed; after
+        // that the load goes on, and can be iterated over anew (but not after ST_ERR_CANCELLED, which every loop throws from then on).
         iterator &operator++() {
-            place_->loaded.reset(); // the room may be needed
-            std::optional<Loaded> loaded = Load::next_of(place_->load, -1);
-            if (loaded)
-                loaded->check();
-            place_->loaded = std::move(loaded);
+            Place &place = *place_;
+            place.let_go(); // the room may be needed
+            if (place.load)
+                place.loop.emplace(*place.load);
+            try {
+                place.loaded = Load::next_of_loop(place.load);
+                if (place.loaded)
+                    place.loaded->check();
+            } catch (...) {
+                place.let_go();
+                throw;
+            }
+            if (!place.loaded || !place.loaded->is_staged())
+                place.loop.reset();
             return *this;
         }
         void operator++(int) { ++*this; }
@@ -1006,12 +1105,19 @@ public:
         friend class Load;
 
         struct Place {
+            explicit Place(std::shared_ptr<detail::Running> of) noexcept : load(std::move(of)) {}
+
+            void let_go() noexcept {
+                loaded.reset(); // first, so that there is room when others hear of it
+                loop.reset();
+            }
+
             std::shared_ptr<detail::Running> load;
+            std::optional<detail::Running::Loop> loop; // as long as it waits, and as long as others may have to wait for it
             std::optional<Loaded> loaded;
         };
 
-        explicit iterator(std::shared_ptr<detail::Running> load)
-            : place_(std::make_shared<Place>(Place{std::move(load), std::nullopt})) {}
+        explicit iterator(std::shared_ptr<detail::Running> load) : place_(std::make_shared<Place>(std::move(load))) {}
         bool is_end() const noexcept { return !place_ || !place_->loaded; }
 
         std::shared_ptr<Place> place_;
@@ -1038,7 +1144,7 @@ public:
     iterator end() const noexcept { return {}; }
 
     // Waits for the next request, or piece of one, to arrive or to fail; none if everything was delivered. Throws ST_ERR_CANCELLED after
-    // cancel, and ST_ERR_STAGING_FULL if nothing can arrive before something that was delivered is let go.
+    // cancel, and ST_ERR_STAGING_FULL if nothing can arrive before something that was delivered is let go, in whichever thread.
     std::optional<Loaded> next() const { return next_of(load_, -1); }
 
     // The same, for so long at most: none also if nothing has arrived in time (see is_done), full staging memory included.
@@ -1060,7 +1166,7 @@ public:
     // Ends it early: st_load_cancel. Every next throws ST_ERR_CANCELLED from now on; staged bytes stay until the load goes.
     void cancel() const noexcept {
         if (load_)
-            st_load_cancel(load_->handle);
+            load_->cancel();
     }
 
     // The C handle: still owned by this object.
@@ -1082,6 +1188,18 @@ private:
         if (status != ST_OK && (!load || loaded.request == ST_ALL))
             throw Error(status, err.message, err.os_error);
         return Loaded(load, loaded, err);
+    }
+
+    static std::optional<Loaded> next_of_loop(const std::shared_ptr<detail::Running> &load) {
+        while (true) {
+            const std::uint64_t changes = load ? load->changes() : 0;
+            try {
+                return next_of(load, -1);
+            } catch (const Error &error) {
+                if (error.status() != ST_ERR_STAGING_FULL || !load->wait_for_room(changes))
+                    throw;
+            }
+        }
     }
 
     void free() noexcept {
@@ -1333,7 +1451,7 @@ private:
         c_options.staging_bytes = options.staging.size();
         c_options.piece_bytes = options.piece_bytes;
         c_options.over_read = options.over_read;
-        auto running = std::make_shared<detail::Running>(nullptr, handle_); // before there is a load that it could fail to own
+        auto running = std::make_shared<detail::Running>(handle_); // before there is a load that it could fail to own
         st_error err;
         detail::check(st_load_start(handle_, c_requests.data(), c_requests.size(), &c_options, &running->handle, &err), err);
         return Load(std::move(running));
@@ -1480,7 +1598,8 @@ private:
 
     // Whole pages, which the system fills with zeros when they are touched, aligned so that all of them may be huge.
     static Memory pages(std::size_t nbytes) {
-        nbytes = (std::max<std::size_t>(nbytes, 1) + 4095) / 4096 * 4096;
+        constexpr std::size_t page = 64 << 10; // the largest that Linux has
+        nbytes = (std::max<std::size_t>(nbytes, 1) + page - 1) / page * page;
         const std::size_t room = nbytes + huge_page;
         void *mapped = mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (mapped == MAP_FAILED)

@@ -21,6 +21,12 @@ print_header() {
     printf "\\$(printf %o ${#1})\\0\\0\\0\\0\\0\\0\\0%s" "$1"
 }
 
+# Makes "large": 64 GiB of zeros that lie nowhere, which is enough to be busy with.
+make_large() {
+    print_header '{"zeros":{"dtype":"U8","shape":[68719476736],"data_offsets":[0,68719476736]}}' >large
+    truncate -s +64G large
+}
+
 case $case in
 everything)
     expect 0 "104 of 104 tensors from 1 file(s)" "$model"
@@ -30,8 +36,11 @@ sharded_model)
     expect 0 "104 of 104 tensors from 4 file(s)" "$SHARDED"
     ;;
 engines)
-    for engine in auto buffered direct uring; do
-        expect 0 "104 of 104" --engine $engine --workers 2 --depth 4 --block 128KiB "$model"
+    # Each with what may take its place, where the system or the file refuses it, or beside it.
+    for engines in "auto uring\|direct\|buffered" "buffered buffered" "direct direct\|buffered" "uring uring\|direct\|buffered"; do
+        names="\(${engines#* }\)"
+        expect 0 "104 of 104" --engine "${engines%% *}" --workers 2 --depth 4 --block 128KiB "$model"
+        grep -q " GB/s, by $names\(+$names\)*, [12] thread(s)$" said
     done
     expect 0 "by buffered, 1 thread(s)" --engine buffered --workers 1 "$model"
     ;;
@@ -74,10 +83,21 @@ bad_input)
     head -c 1000000 "$model" >cut
     expect 1 ST_ERR_TRUNCATED cut
     ;;
+terminal)
+    # There it shows how far it is.
+    command -v script || { echo "there is no script(1), which makes terminals"; exit 77; }
+    make_large
+    status=0
+    script -qec "timeout --foreground --preserve-status -s INT 1 '$LOAD_MODEL' --engine direct --staged 16MiB large" shown \
+        </dev/null >said || status=$?
+    cat said
+    [ $status -eq 1 ]
+    grep -q "ST_ERR_CANCELLED" said
+    grep -q "loading \[[#.][#.]*\] *[0-9]*%, [0-9.]* GB/s by \(direct\|buffered\)" said
+    rm large
+    ;;
 interrupted)
-    # 64 GiB of zeros that lie nowhere: enough to be busy with.
-    print_header '{"zeros":{"dtype":"U8","shape":[68719476736],"data_offsets":[0,68719476736]}}' >large
-    truncate -s +64G large
+    make_large
     LOAD_MODEL_ALONE=$LOAD_MODEL LOAD_MODEL=timeout
     expect 1 ST_ERR_CANCELLED --foreground --preserve-status -s INT 0.3 "$LOAD_MODEL_ALONE" --engine direct --staged 16MiB large
     rm large

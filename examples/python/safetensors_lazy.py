@@ -45,6 +45,7 @@ _VERIFY = {"none": 0, "structure": 1, "first_use": 2, "full": 3}
 _CHECKS = {"crc": 1, "sha256": 2, "blake3": 4, "file_sha256": 8}
 ST_DONE = 1
 ST_TIMEOUT = 2
+ST_ALL = c_size_t(-1).value
 ST_LOAD_IN_ORDER = 1
 _ENGINES = {"auto": 0, "memory": 1, "buffered": 2, "direct": 4, "uring": 8}
 ST_WRITE_INSERTION_ORDER, ST_WRITE_NO_SYNC, ST_WRITE_CRC, ST_WRITE_SHA256, ST_WRITE_BLAKE3 = 1, 2, 4, 8, 16
@@ -564,11 +565,15 @@ class Load:
             except SafetensorsError as error:
                 failed.append(error)
 
-    (Of a tensor that comes in pieces, each that fails raises.) It is for one thread; but any may ask for progress, or cancel.
+    (Of a tensor that comes in pieces, each that fails raises.) is_done becomes true when everything was delivered, and when the load has
+    failed as a whole, after cancel for example: next raises that as well, every time, and the exception's `tensor` is None.
+
+    It is for one thread; but any may ask for progress, or cancel.
     """
 
     def __init__(self, checkpoint, wanted, staged, engine="auto", in_order=False, **numbers):
         self._handle = None
+        self._arrived = None  # what the library tells of next, until it is given
         self._staged = None  # what was given last: a weak reference to it, its view, and what hands it back
         self.is_done = False
         names = {"workers", "queue_depth", "block_bytes", "staging_bytes", "piece_bytes", "over_read"}
@@ -602,25 +607,30 @@ class Load:
 
     def __next__(self):
         handle = self._open_handle()
-        self._hand_back(handle)
-        loaded, error, status = _Loaded(), _Error(), ST_TIMEOUT
+        # Ctrl-C may come between any two steps: what has arrived is kept until it is given, so that the next call goes on with it.
+        if self._arrived is None:
+            self._hand_back(handle)
+            self._arrived = _Loaded(request=ST_ALL), _Error()
+        loaded, error = self._arrived
+        status = ST_TIMEOUT if loaded.request == ST_ALL else loaded.status
         while status == ST_TIMEOUT:
             status = _load_next(handle, 100, byref(loaded), byref(error))  # between two of these Ctrl-C is noticed
-        if status == ST_DONE:
+        if loaded.request == ST_ALL:
             self.is_done = True
+        if status == ST_DONE:
             raise StopIteration
         if status != ST_OK:
             failure = _failure(status, error.os_error, error.message.decode())
-            failure.tensor = self._tensors[loaded.request] if loaded.request < len(self._tensors) else None
+            failure.tensor = None if loaded.request == ST_ALL else self._tensors[loaded.request]
+            self._arrived = None
             raise failure
         tensor, buffer = self._tensors[loaded.request], handle.buffers[loaded.request]
-        if buffer is not None:
-            handle.buffers[loaded.request] = None
-            data = tensor._over(buffer[: loaded.nbytes])
-        else:
-            data = self._view(handle, loaded)
+        data = self._view(handle, loaded) if buffer is None else tensor._over(buffer[: loaded.nbytes])
         engine = next((name for name, number in _ENGINES.items() if number and number == loaded.engine), None)
-        return Loaded(tensor, data, loaded.offset, bool(loaded.last), loaded.request, engine)
+        result = Loaded(tensor, data, loaded.offset, bool(loaded.last), loaded.request, engine)
+        self._arrived = None
+        handle.buffers[loaded.request] = None
+        return result
 
     def _view(self, handle, loaded):
         if loaded.nbytes == 0:
@@ -639,8 +649,8 @@ class Load:
             if memory() is not None:  # an array, or part of the view
                 tensor = self._tensors[loaded.request]
                 raise BufferError(f"the bytes of {tensor.name!r} are still in use: copy what is to stay, or load into arrays")
-            self._staged, error = None, _Error()
-            _check(_load_recycle(handle, byref(loaded), byref(error)), error)
+            _load_recycle(handle, byref(loaded), None)  # refuses what it has already, if Ctrl-C came after it
+            self._staged = None
 
     def _open_handle(self):
         if self._handle is None:
@@ -664,7 +674,7 @@ class Load:
         """Gives it up: what has not arrived will not. Staged bytes that are still in use keep it, with its buffers, until they go."""
         if self._handle is not None:
             _load_cancel(self._handle)
-        self._handle = self._staged = None
+        self._handle = self._arrived = self._staged = None
 
     def __enter__(self):
         return self

@@ -9,6 +9,7 @@ import struct
 import tempfile
 import threading
 import unittest
+from unittest import mock
 
 import numpy
 
@@ -610,6 +611,52 @@ class Loads(Test):
             self.assertEqual(sorted(arrived + failed), sorted(self.arrays))
             self.assertIn("t3", failed)
             self.assertIn("t0", arrived)
+
+    def test_cancelled_loops_end(self):
+        self.write_large()
+        with Checkpoint(self.path) as model:
+            for options in {}, {"staged": True, "staging_bytes": 1 << 16}:
+                load, failed = model.load(**options), []
+                while not load.is_done:
+                    try:
+                        for _ in load:
+                            load.cancel()
+                    except SafetensorsError as error:
+                        failed.append((error.name, error.tensor))
+                self.assertEqual(failed, [("ST_ERR_CANCELLED", None)])
+                self.assertRaises(SafetensorsError, next, load)
+
+    def test_interrupts_lose_nothing(self):
+        def interrupted(function):
+            """Every other call is followed by Ctrl-C."""
+            calls = iter(range(1000000))
+
+            def call(*arguments):
+                result = function(*arguments)
+                if next(calls) % 2 == 0:
+                    raise KeyboardInterrupt
+                return result
+
+            return call
+
+        self.write_large()
+        expected = {name: array.tobytes() for name, array in self.arrays.items()}
+        for function in "_load_next", "_load_recycle", "Loaded":
+            for options in {}, {"staged": True, "staging_bytes": 1 << 16, "piece_bytes": 50000}:
+                found, interrupts = {}, 0
+                replacement = interrupted(getattr(safetensors_lazy, function))
+                with Checkpoint(self.path) as model, mock.patch.object(safetensors_lazy, function, replacement):
+                    load = model.load(**options)
+                    while not load.is_done:
+                        try:
+                            for loaded in load:
+                                so_far = found.setdefault(loaded.tensor.name, bytearray())
+                                self.assertEqual(len(so_far), loaded.offset)
+                                so_far += memoryview(loaded.data).tobytes()
+                        except KeyboardInterrupt:
+                            interrupts += 1
+                self.assertEqual(found, expected)
+                self.assertTrue(interrupts > 2 or (function == "_load_recycle" and not options))
 
     def test_options(self):
         self.write_large()

@@ -529,10 +529,23 @@ static void recycle_knows_what_is_not_its_own(void) {
     OK(st_load_recycle(it.load, &garbage, &err));
     loading_recycle(&it, &staged);
     loading_end(&it);
-    /* Nor is one of another load, even if it looks the same. */
+    /* Nor is one of another load, whether that has gone or runs beside this one. */
+    const st_loaded gone = staged;
+    loading other = loading_of(checkpoint, requests, 1);
+    st_loaded others;
     loading_start(&it, &options);
-    FAILS(ST_ERR_INVALID_ARGUMENT, st_load_recycle(it.load, &staged, &err));
+    loading_start(&other, &options);
+    CHECK(loading_next(&it, -1, &staged) == ST_OK && loading_next(&other, -1, &others) == ST_OK);
+    CHECK(staged.buffer != 0 && others.buffer != 0);
+    FAILS(ST_ERR_INVALID_ARGUMENT, st_load_recycle(it.load, &gone, &err));
+    FAILS(ST_ERR_INVALID_ARGUMENT, st_load_recycle(it.load, &others, &err));
+    FAILS(ST_ERR_INVALID_ARGUMENT, st_load_recycle(other.load, &staged, &err));
+    CHECK(loading_is_right(&it, &staged) && loading_is_right(&other, &others));
+    loading_recycle(&it, &staged);
+    loading_recycle(&other, &others);
     loading_end(&it);
+    loading_end(&other);
+    loading_free(&other);
     loading_free(&it);
     st_close(checkpoint);
 }

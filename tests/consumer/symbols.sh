@@ -33,7 +33,7 @@ grep -q 'RPATH\|RUNPATH\|TEXTREL' "$folder/dynamic" && fail "has a RPATH, a RUNP
 "$readelf" --wide --segments "$shared" | grep -q 'GNU_STACK.*RWE' && fail "has an executable stack"
 
 # constants.h, which the tests walk, has every status and dtype of the header.
-sed -n 's/^#define \(ST_\(OK\|ERR_[A-Z0-9_]*\|DTYPE_[A-Z0-9_]*\)\) \([0-9]*\)$/\1 \3/p' "$header" | sort >"$folder/defined"
+sed -n 's/^#define \(ST_\(OK\|DONE\|TIMEOUT\|ERR_[A-Z0-9_]*\|DTYPE_[A-Z0-9_]*\)\) \([0-9]*\)$/\1 \3/p' "$header" | sort >"$folder/defined"
 sed -n 's/^ *X(\(ST_[A-Z0-9_]*\), \([0-9]*\).*/\1 \2/p' "$constants" | sort >"$folder/listed"
 test -s "$folder/defined" || fail "no constant was found in the header"
 same defined listed "< defined in the header, > listed in constants.h"

@@ -1,6 +1,7 @@
 #include "throws.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -22,6 +23,13 @@ static const fixture_tensor tensors[] = {
 };
 static const fixture file = {tensors, LEN(tensors), nullptr, 8};
 static const std::size_t file_bytes = 16384 + 1000000 + 6 + 4 + 40000 + 100;
+
+/* Each of these fills the least staging memory that there can be: while one is held, there is no room for the next. */
+static const fixture_tensor full_tensors[] = {
+    {"0", "U8", "[60000]", 60000, nullptr}, {"1", "U8", "[60000]", 60000, nullptr}, {"2", "U8", "[60000]", 60000, nullptr},
+    {"3", "U8", "[60000]", 60000, nullptr}, {"4", "U8", "[60000]", 60000, nullptr}, {"5", "U8", "[60000]", 60000, nullptr},
+};
+static const fixture full = {full_tensors, LEN(full_tensors), nullptr, 8};
 
 static_assert(!std::is_copy_constructible_v<st::Load> && !std::is_copy_assignable_v<st::Load>);
 static_assert(!std::is_copy_constructible_v<st::Loaded> && !std::is_copy_assignable_v<st::Loaded>);
@@ -68,6 +76,13 @@ static st::LoadOptions narrow() {
     st::LoadOptions options;
     options.staging = 1 << 16;
     options.piece_bytes = 4096;
+    return options;
+}
+
+/* The same in whole tensors. */
+static st::LoadOptions least() {
+    st::LoadOptions options;
+    options.staging = 1 << 16;
     return options;
 }
 
@@ -431,7 +446,7 @@ static void cancels() {
 }
 
 static void what_was_delivered_may_go_later() {
-    std::optional<st::Loaded> staged, sent, failed;
+    std::optional<st::Loaded> staged, sent;
     Bytes large(1000000);
     {
         const st::Checkpoint checkpoint = open_fixture(file);
@@ -443,9 +458,15 @@ static void what_was_delivered_may_go_later() {
             CHECK(staged->bytes().size() == 16384);
         }
         THROWS(ST_ERR_INVALID_ARGUMENT, "went with their load", staged->bytes());
+        THROWS(ST_ERR_INVALID_ARGUMENT, "went with their load", staged->data<float>());
         CHECK(is(sent->bytes(), read(checkpoint["large"].slice())) && staged->tensor().name() == "a");
-        staged->recycle();
     }
+    /* What was delivered holds the checkpoint, too. */
+    CHECK(sent->data<std::uint8_t>().size() == 1000000 && sent->bits<std::int8_t>().size() == 1000000);
+    CHECK(sent->tensor().name() == "large" && is(sent->bytes(), read(sent->tensor().slice())));
+    staged->recycle();
+    THROWS(ST_ERR_INVALID_ARGUMENT, "\"a\" were handed back", staged->bytes());
+    THROWS(ST_ERR_INVALID_ARGUMENT, "\"a\" were handed back", staged->data<float>());
     /* Iterators as well. */
     st::Load::iterator place;
     {
@@ -476,7 +497,7 @@ static void moved_from_holds_nothing() {
     std::optional<st::Loaded> one = first.next(), two = first.next();
     const std::size_t request = one->request();
     st::Loaded moved = std::move(*one);
-    CHECK(moved.request() == request && moved.bytes().size() == moved.tensor().nbytes());
+    CHECK(moved && !*one && moved.request() == request && moved.bytes().size() == moved.tensor().nbytes());
     THROWS(ST_ERR_INVALID_ARGUMENT, "moved from", one->bytes());
     THROWS(ST_ERR_INVALID_ARGUMENT, "", one->tensor());
     one->recycle();
@@ -491,10 +512,8 @@ static void several_threads_pull() {
     std::vector<st::Request> rows;
     for (std::uint32_t i = 0; i < 100; i++)
         rows.push_back(st::Request(checkpoint["large"].shard(0, i, 100)));
-    st::LoadOptions options;
-    options.staging = 1 << 16;
     for (int round = 0; round < 3; round++) {
-        const st::Load load = checkpoint.load(rows, options);
+        const st::Load load = checkpoint.load(rows, least());
         std::mutex mutex;
         std::vector<int> seen(rows.size());
         const auto work = [&] {
@@ -509,6 +528,142 @@ static void several_threads_pull() {
         other.join();
         for (int times : seen)
             CHECK(times == 1);
+    }
+}
+
+/* Starts a thread that loops over a load, and counts what arrives. */
+static std::thread counting(const st::Load &load, std::atomic<std::size_t> &count) {
+    return std::thread([&] {
+        for (st::Loaded &loaded : load)
+            count += !!loaded;
+    });
+}
+
+/* Time for other threads to come to where they wait: what is tested holds as well if they do not. */
+static void others_wait() { std::this_thread::sleep_for(std::chrono::milliseconds(20)); }
+
+static void loops_wait_for_room_that_others_hold() {
+    const st::Checkpoint checkpoint = open_fixture(full);
+    for (int round = 0; round < (test_is_instrumented() ? 2 : 20); round++) {
+        const st::Load load = checkpoint.load(checkpoint, least());
+        std::atomic<int> seen[LEN(full_tensors)] = {};
+        const auto work = [&] {
+            for (st::Loaded &loaded : load) {
+                std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                CHECK(loaded.is_last() && is(loaded.bytes(), read(loaded.tensor().slice())));
+                seen[loaded.request()]++;
+            }
+        };
+        std::vector<std::thread> others;
+        for (int i = 0; i < 3; i++)
+            others.emplace_back(work);
+        work();
+        for (std::thread &other : others)
+            other.join();
+        for (const std::atomic<int> &times : seen)
+            CHECK(times == 1);
+        CHECK(load.is_done());
+    }
+}
+
+static void loops_that_keep_everything_find_no_room() {
+    const st::Checkpoint checkpoint = open_fixture(full);
+    for (int others = 0; others < 3; others++) {
+        const st::Load load = checkpoint.load(checkpoint, least());
+        std::mutex mutex;
+        std::vector<st::Loaded> kept;
+        const auto keep = [&] {
+            for (st::Loaded &loaded : load) {
+                const std::lock_guard<std::mutex> lock(mutex);
+                kept.push_back(std::move(loaded));
+            }
+        };
+        const auto find_no_room = [&] { THROWS(ST_ERR_STAGING_FULL, "", keep()); };
+        std::vector<std::thread> them;
+        for (int i = 0; i < others; i++)
+            them.emplace_back(find_no_room);
+        find_no_room();
+        for (std::thread &one : them)
+            one.join();
+        CHECK(kept.size() == 1 && is(kept[0].bytes(), read(kept[0].tensor().slice())));
+        /* They can go on when another thread has let go of it. */
+        std::thread([&] { kept.clear(); }).join();
+        std::atomic<std::size_t> count(0);
+        counting(load, count).join();
+        CHECK(count == LEN(full_tensors) - 1);
+    }
+}
+
+static void loops_do_not_wait_for_their_own_thread() {
+    const st::Checkpoint checkpoint = open_fixture(full);
+    const st::Load load = checkpoint.load(checkpoint, least());
+    std::size_t outer = 0;
+    const auto nested = [&] {
+        for (st::Loaded &held : load) {
+            outer += held.is_last();
+            for (st::Loaded &loaded : load)
+                CHECK(!loaded.is_last());
+        }
+    };
+    THROWS(ST_ERR_STAGING_FULL, "", nested());
+    CHECK(outer == 1);
+}
+
+static void loops_wait_for_room_that_other_threads_make() {
+    const st::Checkpoint checkpoint = open_fixture(full);
+    const st::Load load = checkpoint.load(checkpoint, least());
+    std::atomic<std::size_t> count(0);
+    std::optional<st::Loaded> kept;
+    for (st::Loaded &loaded : load) {
+        kept = std::move(loaded);
+        /* As long as this loop may go on, the other one waits, whoever makes room. */
+        std::thread other = counting(load, count);
+        others_wait();
+        CHECK(count == 0);
+        std::thread([&] { kept.reset(); }).join();
+        other.join();
+    }
+    CHECK(count == LEN(full_tensors) - 1 && load.is_done());
+}
+
+static void cancel_wakes_loops_that_wait_for_room() {
+    const st::Checkpoint checkpoint = open_fixture(full);
+    for (const bool by_handle : {false, true}) {
+        const st::Load load = checkpoint.load(checkpoint, least());
+        const st::Load::iterator place = load.begin();
+        const auto loop = [&] { THROWS(ST_ERR_CANCELLED, "", load.begin()); };
+        std::thread one(loop), two(loop);
+        others_wait();
+        if (by_handle)
+            st_load_cancel(load.get());
+        else
+            load.cancel();
+        one.join();
+        two.join();
+        CHECK(is(place->bytes(), read(place->tensor().slice())) && !load.is_done());
+        st::Load::iterator same = place;
+        THROWS(ST_ERR_CANCELLED, "", ++same);
+        CHECK(same == load.end());
+        loop();
+    }
+}
+
+static void what_was_delivered_goes_as_the_load_goes() {
+    const st::Checkpoint checkpoint = open_fixture(full);
+    for (int round = 0; round < (test_is_instrumented() ? 20 : 300); round++) {
+        std::optional<st::Load> load = checkpoint.load(checkpoint, least());
+        std::optional<st::Loaded> loaded = load->next();
+        std::atomic<bool> go(false);
+        std::thread other([&] {
+            while (!go)
+                ;
+            if (round % 2)
+                loaded->recycle();
+            loaded.reset();
+        });
+        go = true;
+        load.reset();
+        other.join();
     }
 }
 
@@ -725,6 +880,12 @@ static const test_case cases[] = {
     CASE(what_was_delivered_may_go_later),
     CASE(moved_from_holds_nothing),
     CASE(several_threads_pull),
+    CASE(loops_wait_for_room_that_others_hold),
+    CASE(loops_that_keep_everything_find_no_room),
+    CASE(loops_do_not_wait_for_their_own_thread),
+    CASE(loops_wait_for_room_that_other_threads_make),
+    CASE(cancel_wakes_loops_that_wait_for_room),
+    CASE(what_was_delivered_goes_as_the_load_goes),
     CASE(what_was_delivered_may_go_in_another_thread),
     CASE(a_reference_of_its_own),
     CASE(buffers_are_copied),

@@ -42,7 +42,7 @@ void Uploader::send(st::Loaded piece, std::byte *tensor) {
 }
 
 void Uploader::hand_back() {
-    while (!copies_.empty() && copies_.front().end->has_passed())
+    while (!copies_.empty() && first_end().has_passed())
         drop_first();
 }
 
@@ -70,12 +70,19 @@ PinnedMemory Uploader::buffer() {
         return made;
     }
     while (buffers_.empty()) {
-        copies_.front().end->wait();
+        first_end().wait();
         drop_first();
     }
     PinnedMemory free = std::move(buffers_.back());
     buffers_.pop_back();
     return free;
+}
+
+// The end of the first copy. There is none if that could not be queued.
+Device::Event &Uploader::first_end() {
+    if (copies_.empty() || !copies_.front().end)
+        throw DeviceError("an earlier copy has failed");
+    return *copies_.front().end;
 }
 
 void Uploader::drop_first() {

@@ -19,6 +19,8 @@
 // A copy has to begin at multiples of the device's alignment on both sides. On the device tensors do; in a file, and so in staged memory,
 // they lie where the writer has put them. Those that do not suit are moved to buffers that do, and what is left over of a piece waits
 // for the next one.
+//
+// After an exception it may only be destroyed: pieces are missing then.
 class Uploader {
 public:
     // piece_bytes: the most bytes that are delivered at once. The device must outlive this.
@@ -57,6 +59,7 @@ private:
 
     void queue(std::byte *to, const std::byte *from, std::size_t nbytes, Copy copy);
     PinnedMemory buffer();
+    Device::Event &first_end();
     void drop_first();
 
     static constexpr std::size_t most_buffers = 4;
