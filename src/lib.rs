@@ -55,6 +55,7 @@ mod process;
 mod quote;
 mod residency;
 pub mod storage;
+mod sync;
 mod task;
 mod thread;
 mod workers;

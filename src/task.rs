@@ -1,8 +1,9 @@
 //! A long call as another thread sees it.
 
 use crate::error::Error;
+use crate::sync::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Instant;
 
 /// How far a long call is, and a way to end it early: given to the call by the thread that makes it, and looked at by others.

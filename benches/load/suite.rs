@@ -12,8 +12,8 @@ use super::tables::Table;
 use super::{slices, tune};
 use std::path::{Path, PathBuf};
 
-/// What a file system with latency is tried with: it takes as long whatever the model.
-const LATENCY_BYTES: u64 = 512 << 20;
+/// What a file system with latency is tried with, at most: some take a quarter of a minute for a GiB there.
+const LATENCY_BYTES: u64 = 1 << 30;
 
 pub struct Suite<'a> {
     arguments: &'a Arguments,
@@ -135,7 +135,7 @@ impl<'a> Suite<'a> {
 
     fn latency(&self, runner: &mut Runner) -> Vec<Table> {
         let (mut tables, mut limits) = (Vec::new(), Vec::new());
-        let model = self.model(LATENCY_BYTES, 2);
+        let model = self.model(LATENCY_BYTES.min(self.bytes), 2);
         for (name, options) in
             [("2 ms per request", "latency_us=2000"), ("2 ms, 400 MB/s", "latency_us=2000,bandwidth=400")]
         {
@@ -165,8 +165,7 @@ impl<'a> Suite<'a> {
                 continue;
             }
             let everybody = [vec![default(), touched()], self.peers.some(&["runai"]), limits.clone()].concat();
-            // Some take many seconds, and always the same number.
-            let runs = self.turns(self.rounds.min(3), runner, everybody, What::Whole, &seen, State::Cold);
+            let runs = self.turns(self.rounds, runner, everybody, What::Whole, &seen, State::Cold);
             tables.push(self.table(name, &seen, runs));
         }
         tables

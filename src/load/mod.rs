@@ -108,18 +108,17 @@ impl Load {
         let Settings { in_order, over_read, piece_bytes, .. } = settings;
         let rules = Rules { in_order, over_read, staged_group, piece_bytes };
         let plan = Plan::new(&wanted, &rules)?;
-        // Of 1 MiB for a few workers, and of less for many.
-        let bounce = |workers: usize| {
-            let each = BOUNCE_BYTES / workers.max(1) as u64;
-            (each / 4 / PAGE * PAGE).clamp(128 * 1024, 1024 * 1024).min(each)
-        };
-        let limits =
-            Limits { block: settings.block_bytes, bounce: bounce(settings.workers), over_read: settings.over_read };
+        // For each worker as many as it has blocks under way, and four at least: of 1 MiB if these are few.
+        let bounces_of_worker = BOUNCE_BYTES / settings.workers.max(1) as u64;
+        let bounces = (settings.blocks_at_once / settings.workers.max(1)).max(4) as u64;
+        let bounce = (bounces_of_worker / bounces / PAGE * PAGE).clamp(128 * 1024, 1024 * 1024).min(bounces_of_worker);
+        let limits = Limits { block: settings.block_bytes, bounce, over_read: settings.over_read };
         let work = Work { wanted, plan, limits, in_order, piece_span, piece_bytes, whole_span: pages * PAGE };
         let workers = work.blocks().min(settings.workers as u64) as usize;
         let means = Means {
             depth: (settings.queue_depth / workers.max(1)).max(1),
-            bounces: (BOUNCE_BYTES / settings.workers.max(1) as u64 / limits.bounce) as usize,
+            jobs: (settings.blocks_at_once / workers.max(1)).max(1),
+            bounces: (bounces_of_worker / limits.bounce) as usize,
             bounce_bytes: limits.bounce,
         };
         let state = State::new(&work, Ring::new(&settings.staging, work.pages_needed())?)?;

@@ -73,7 +73,9 @@ const REMOTE_WORKERS: usize = 32;
 const WORKERS: RangeInclusive<usize> = 4..=16;
 const MOST_WORKERS: usize = 64;
 
-const QUEUE_DEPTH: usize = 16;
+/// Enough to keep a disk busy with large reads. Of small ones, as slices take, many more may be under way.
+const BLOCKS_AT_ONCE: usize = 16;
+const QUEUE_DEPTH: usize = 64;
 const MOST_DEPTH: usize = 1024;
 
 const STAGING_BYTES: usize = 256 * 1024 * 1024;
@@ -90,6 +92,8 @@ pub(super) struct Settings {
     pub(super) engine: Option<Engine>,
     pub(super) workers: usize,
     pub(super) queue_depth: usize,
+    /// Blocks that are under way at once, each by as many reads as it takes.
+    pub(super) blocks_at_once: usize,
     pub(super) block_bytes: u64,
     pub(super) staging: Staging,
     pub(super) piece_bytes: u64,
@@ -122,17 +126,18 @@ impl Settings {
             asked => asked.min(MOST_WORKERS),
         };
         let is_around_cache = engine.is_none_or(|engine| matches!(engine, Engine::Direct | Engine::Uring));
-        let (workers, queue_depth) = match queue_depth {
-            0 => (workers, QUEUE_DEPTH.max(workers)),
+        let (workers, queue_depth, blocks_at_once) = match queue_depth {
+            0 => (workers, QUEUE_DEPTH.max(workers), BLOCKS_AT_ONCE.max(workers)),
             // Each worker has one read under way at least.
-            depth if is_around_cache => (workers.min(depth), depth),
-            depth => (workers, depth),
+            depth if is_around_cache => (workers.min(depth), depth, depth),
+            depth => (workers, depth, depth),
         };
         Ok(Settings {
             in_order,
             engine,
             workers,
             queue_depth,
+            blocks_at_once,
             block_bytes: if block_bytes == 0 { BLOCK_BYTES } else { block_bytes } as u64,
             staging,
             piece_bytes: if piece_bytes == 0 { u64::MAX } else { piece_bytes as u64 },

@@ -5,9 +5,10 @@
 //! is wanted.
 
 use crate::storage::Storage;
+use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 /// What is told apart.
 const CHUNK: u64 = 1024 * 1024;

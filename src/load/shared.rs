@@ -8,10 +8,11 @@ use super::state::{Complete, State, Work};
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::storage::StorageError;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::task::Task;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A load, but for its threads.

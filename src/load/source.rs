@@ -5,8 +5,8 @@ use super::residency::Residency;
 use super::segment::Block;
 use crate::checkpoint::Checkpoint;
 use crate::storage::{Direct, Storage, StorageKind};
+use crate::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::OnceLock;
 
 /// The shards' files, and what is known of them.
 #[derive(Debug)]

@@ -15,6 +15,8 @@ use std::mem::MaybeUninit;
 pub(super) struct Means {
     /// Reads at once through io_uring.
     pub(super) depth: usize,
+    /// Blocks at once of which they are.
+    pub(super) jobs: usize,
     /// Blocks at once that need bounce memory.
     pub(super) bounces: usize,
     /// The size of that memory for each.
@@ -41,12 +43,12 @@ struct Worker<'s> {
 
 impl<'s> Worker<'s> {
     fn new(shared: &'s Shared, means: Means) -> Worker<'s> {
-        let Means { depth, bounces, bounce_bytes } = means;
+        let Means { jobs, bounces, bounce_bytes, .. } = means;
         Worker {
             shared,
             means,
             queue: None,
-            jobs: (0..depth).map(|_| None).collect(),
+            jobs: (0..jobs).map(|_| None).collect(),
             unsent: VecDeque::new(),
             bounces: Bounces::new(bounces, bounce_bytes),
             sink: Box::new([MaybeUninit::uninit(); std::mem::size_of::<Sink>()]),
@@ -112,7 +114,7 @@ impl<'s> Worker<'s> {
     /// What reading the block around the page cache takes; the block itself if there is not all of it.
     fn job(&mut self, storage: &Storage, block: Block) -> Result<Job, Block> {
         match self.shared.source.direct(storage, block.shard) {
-            Some(direct) => Job::new(block, direct.alignment(), &mut self.bounces),
+            Some(_) => Job::new(block, &mut self.bounces),
             None => Err(block),
         }
     }

@@ -1,5 +1,5 @@
 //! Plans are carried out here over files that are memory: whatever is asked for, in whichever order its blocks come back, what
-//! arrives is what a naive copy gives.
+//! arrives is what a naive copy gives. `threads` has real loads.
 
 mod model;
 mod plan;
@@ -7,3 +7,4 @@ mod random;
 mod reads;
 mod segment;
 mod state;
+mod threads;

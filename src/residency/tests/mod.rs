@@ -7,7 +7,5 @@ pub(super) mod mock;
 mod model;
 #[cfg(not(loom))]
 mod threads;
-#[cfg(tsan)]
-pub(super) mod tsan;
 #[cfg(not(loom))]
 mod unit;

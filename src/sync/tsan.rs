@@ -7,9 +7,10 @@
 use std::ffi::c_char;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Release};
-use std::sync::{self, LockResult, PoisonError};
+use std::sync::{self, LockResult, PoisonError, WaitTimeoutResult};
+use std::time::Duration;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Mutex<T> {
     locked: sync::Mutex<T>,
     order: AtomicU64,
@@ -75,25 +76,44 @@ impl Condvar {
         order.fetch_add(1, Acquire);
         Ok(MutexGuard { guard: Some(inner), order })
     }
+
+    pub(crate) fn wait_timeout<'m, T>(
+        &self,
+        mut guard: MutexGuard<'m, T>,
+        timeout: Duration,
+    ) -> LockResult<(MutexGuard<'m, T>, WaitTimeoutResult)> {
+        let (inner, order) = (guard.guard.take().unwrap(), guard.order);
+        order.fetch_add(1, Release);
+        let (inner, result) = self.0.wait_timeout(inner, timeout).unwrap_or_else(PoisonError::into_inner);
+        order.fetch_add(1, Acquire);
+        Ok((MutexGuard { guard: Some(inner), order }, result))
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct OnceLock<T> {
     value: sync::OnceLock<T>,
     set: AtomicBool,
+    being_set: Mutex<()>,
+}
+
+impl<T> Default for OnceLock<T> {
+    fn default() -> OnceLock<T> {
+        OnceLock::new()
+    }
 }
 
 impl<T> OnceLock<T> {
     pub(crate) fn new() -> OnceLock<T> {
-        OnceLock { value: sync::OnceLock::new(), set: AtomicBool::new(false) }
+        OnceLock { value: sync::OnceLock::new(), set: AtomicBool::new(false), being_set: Mutex::new(()) }
     }
 
     pub(crate) fn get(&self) -> Option<&T> {
         self.set.load(Acquire).then(|| self.value.get().unwrap())
     }
 
-    /// Called by one thread at a time.
     pub(crate) fn get_or_init(&self, value: impl FnOnce() -> T) -> &T {
+        let _by_one_at_a_time = self.being_set.lock();
         let value = self.value.get_or_init(value);
         self.set.store(true, Release);
         value
