@@ -212,6 +212,22 @@ const STATUS_NAMES: [(st_status, &std::ffi::CStr); 56] = [
     (ST_ERR_STAGING_FULL, c"ST_ERR_STAGING_FULL"),
 ];
 
+impl st_error {
+    /// Writes it to `err`, unless that is NULL, and gives its status.
+    ///
+    /// # Safety
+    ///
+    /// `err` is NULL or valid for writes.
+    pub(super) unsafe fn give(self, err: *mut st_error) -> st_status {
+        let status = self.status;
+        if !err.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { err.write(self) };
+        }
+        status
+    }
+}
+
 impl From<&Error> for st_error {
     fn from(error: &Error) -> st_error {
         st_error::new(status_of(error), os_error_of(error), error)
@@ -259,21 +275,6 @@ impl Write for Line<'_> {
         }
         Ok(())
     }
-}
-
-/// Turns an error into its status and, unless that is NULL, into `err`.
-///
-/// # Safety
-///
-/// `err` is NULL or valid for writes.
-pub(super) unsafe fn status_and_error(error: &Error, err: *mut st_error) -> st_status {
-    let failure = st_error::from(error);
-    let status = failure.status;
-    if !err.is_null() {
-        // SAFETY: the caller's promise.
-        unsafe { err.write(failure) };
-    }
-    status
 }
 
 fn status_of(error: &Error) -> st_status {

@@ -29,12 +29,8 @@ pub(super) unsafe fn guard_status_with(
         Ok(Err(error)) => st_error::from(&error),
         Err(_) => st_error::internal(),
     };
-    let status = failure.status;
-    if !err.is_null() {
-        // SAFETY: the caller's promise.
-        unsafe { err.write(failure) };
-    }
-    status
+    // SAFETY: the caller's promise.
+    unsafe { failure.give(err) }
 }
 
 /// Runs the body of a function that returns a status and has no `st_error`. `None` is an argument that is NULL.

@@ -1,7 +1,7 @@
 //! Section "Loading".
 
 use super::bytes::{copy_ranges, st_range};
-use super::error::{st_error, st_status, status_and_error, ST_DONE, ST_OK, ST_TIMEOUT};
+use super::error::{st_error, st_status, ST_DONE, ST_OK, ST_TIMEOUT};
 use super::guard::{guard, guard_status, guard_status_with, guard_value};
 use super::handle::{array, null, output, shared_checkpoint};
 use super::open::st_checkpoint;
@@ -270,7 +270,13 @@ pub unsafe extern "C" fn st_load_progress(load: *const st_load, out: *mut st_pro
     guard_status(|| {
         // SAFETY: NULL or a load that has not been freed; NULL or an output.
         let (load, out) = unsafe { (self::load(load).ok()?, output(out, "out").ok()?) };
-        out.write(progress_of(load.progress()));
+        let progress = load.progress();
+        out.write(st_progress {
+            bytes_read: progress.bytes_read,
+            engines: progress.engines.iter().fold(0, |bits, engine| bits | number_of_engine(*engine) as u32),
+            workers: u32::try_from(progress.workers).unwrap_or(u32::MAX),
+            ..progress_of(&progress.done)
+        });
         Some(ST_OK)
     })
 }
@@ -381,7 +387,7 @@ fn engine_of(number: i32) -> Result<Option<Engine>, Error> {
 }
 
 /// The number of an engine, which is also its bit in `st_progress.engines`.
-pub(super) fn number_of_engine(engine: Engine) -> i32 {
+fn number_of_engine(engine: Engine) -> i32 {
     match engine {
         Engine::Memory => ST_ENGINE_MEMORY,
         Engine::Buffered => ST_ENGINE_BUFFERED,
@@ -397,7 +403,7 @@ unsafe fn loaded_of(loaded: &Loaded, err: *mut st_error) -> (st_status, st_loade
     let (data, nbytes, status) = match &loaded.bytes {
         Ok(bytes) => (bytes.start().as_ptr(), bytes.len(), ST_OK),
         // SAFETY: the caller's promise.
-        Err(error) => (std::ptr::null_mut(), 0, unsafe { status_and_error(error, err) }),
+        Err(error) => (std::ptr::null_mut(), 0, unsafe { st_error::from(error).give(err) }),
     };
     let of_c = st_loaded {
         tag: loaded.tag,

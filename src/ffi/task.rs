@@ -3,10 +3,8 @@
 use super::error::{st_error, st_status, ST_OK};
 use super::guard::{guard, guard_status, guard_value};
 use super::handle::{null, output};
-use super::load::number_of_engine;
 use crate::error::Error;
-use crate::load::LoadProgress;
-use crate::task::Task;
+use crate::task::{Progress, Task};
 use std::sync::Arc;
 
 /// A long call (st_verify, st_writer_finish) as other threads see it: how far it is, and a way to end it early. It is given to the call in its
@@ -61,7 +59,7 @@ pub unsafe extern "C" fn st_task_progress(task: *const st_task, out: *mut st_pro
     guard_status(|| {
         // SAFETY: NULL or a task that has not been freed; NULL or an output.
         let (task, out) = unsafe { (self::task(task).ok()?, output(out, "out").ok()?) };
-        out.write(progress_of(LoadProgress { done: task.progress(), ..LoadProgress::default() }));
+        out.write(progress_of(&task.progress()));
         Some(ST_OK)
     })
 }
@@ -90,17 +88,17 @@ pub unsafe extern "C" fn st_task_free(task: *mut st_task) {
     });
 }
 
-/// Progress for C.
-pub(super) fn progress_of(progress: LoadProgress) -> st_progress {
+/// Progress for C, of what is no load.
+pub(super) fn progress_of(progress: &Progress) -> st_progress {
     st_progress {
-        bytes_done: progress.done.bytes_done,
-        bytes_total: progress.done.bytes_total,
-        items_done: progress.done.items_done,
-        items_total: progress.done.items_total,
-        bytes_per_second: progress.done.bytes_per_second,
-        bytes_read: progress.bytes_read,
-        engines: progress.engines.into_iter().fold(0, |bits, engine| bits | number_of_engine(engine) as u32),
-        workers: u32::try_from(progress.workers).unwrap_or(u32::MAX),
+        bytes_done: progress.bytes_done,
+        bytes_total: progress.bytes_total,
+        items_done: progress.items_done,
+        items_total: progress.items_total,
+        bytes_per_second: progress.bytes_per_second,
+        bytes_read: 0,
+        engines: 0,
+        workers: 0,
     }
 }
 

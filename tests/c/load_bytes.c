@@ -279,7 +279,7 @@ static void elements_of_less_than_a_byte(void) {
 static void many_small_tensors(void) {
     enum { MANY = 5000 };
     static fixture_tensor tensors[MANY];
-    static char names[MANY][16], shapes[MANY][16];
+    static char names[MANY][24], shapes[MANY][24];
     static st_request requests[MANY];
     const size_t many = test_is_instrumented() ? 500 : MANY;
     for (size_t i = 0; i < many; i++) {
@@ -368,7 +368,7 @@ enum { EQUAL = 64, EQUAL_SIZE = 64 << 10 };
 /* Tensors of one size, of which requests ask for every other one; gives how much more than that was read. */
 static uint64_t read_beyond(int32_t engine, uint32_t over_read, size_t size) {
     static fixture_tensor tensors[EQUAL];
-    static char names[EQUAL][16], shape[16];
+    static char names[EQUAL][24], shape[16];
     st_request requests[EQUAL / 2];
     snprintf(shape, sizeof(shape), "[%zu]", size);
     for (size_t i = 0; i < EQUAL; i++) {

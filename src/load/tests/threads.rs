@@ -83,19 +83,24 @@ fn staged_bytes_are_there_when_they_are_delivered() {
     }
 }
 
+/// Each tensor to a place of its own, at which nobody may look before it was delivered, or the load is gone.
+fn load_to(checkpoint: &Arc<Checkpoint>, rooms: &mut [Vec<u8>]) -> Load {
+    let request = |(index, room): (usize, &mut Vec<u8>)| {
+        // SAFETY: as above, and the tests keep to it.
+        let destination = unsafe { Destination::new(NonNull::from(&mut room[..]).cast(), room.len()) };
+        Request { index, ranges: vec![], destination: Some(destination), tag: 0 }
+    };
+    let requests = rooms.iter_mut().enumerate().map(request).collect();
+    Load::start(Arc::clone(checkpoint), requests, Default::default()).unwrap()
+}
+
 #[test]
 fn destinations_are_the_callers_when_they_are_delivered() {
     let (checkpoints, _file) = checkpoints();
     for checkpoint in &checkpoints {
         for _ in 0..5 {
             let mut rooms = vec![vec![0u8; LEN as usize]; TENSORS as usize];
-            let request = |(index, room): (usize, &mut Vec<u8>)| {
-                // SAFETY: nobody looks at it before it was delivered.
-                let destination = unsafe { Destination::new(NonNull::from(&mut room[..]).cast(), room.len()) };
-                Request { index, ranges: vec![], destination: Some(destination), tag: 0 }
-            };
-            let requests = rooms.iter_mut().enumerate().map(request).collect();
-            let load = Load::start(Arc::clone(checkpoint), requests, Default::default()).unwrap();
+            let load = load_to(checkpoint, &mut rooms);
             assert_eq!(take(&load) as u64, TENSORS * LEN);
             for room in &mut rooms {
                 // While the load is still there.
@@ -111,13 +116,7 @@ fn what_is_given_up_is_nobody_elses() {
     for checkpoint in &checkpoints {
         for round in 0..20 {
             let mut rooms = vec![vec![0u8; LEN as usize]; TENSORS as usize];
-            let request = |(index, room): (usize, &mut Vec<u8>)| {
-                // SAFETY: nobody looks at it before the load is gone.
-                let destination = unsafe { Destination::new(NonNull::from(&mut room[..]).cast(), room.len()) };
-                Request { index, ranges: vec![], destination: Some(destination), tag: 0 }
-            };
-            let requests = rooms.iter_mut().enumerate().map(request).collect();
-            let load = Load::start(Arc::clone(checkpoint), requests, Default::default()).unwrap();
+            let load = load_to(checkpoint, &mut rooms);
             for _ in 0..round {
                 let _ = load.next(Some(Duration::ZERO));
             }
