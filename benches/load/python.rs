@@ -15,7 +15,7 @@ pub fn peers() -> Peers {
     let mut peers = Peers { contenders: Vec::new(), versions: Vec::new() };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("build");
     let (python, mindspore) = (root.join("bench-venv/bin/python"), root.join("bench-mindspore/bin/python"));
-    let torch = peers.has(&python, "torch", "3 GB from PyPI: scripts/bench load --torch");
+    let torch = peers.has(&python, "torch", "3 GB from PyPI: scripts/setup bench torch");
     if peers.has(&python, "safetensors", "scripts/setup bench") {
         let library = if torch { "torch" } else { "numpy" };
         for (how, title) in [("mmap", "mmap, cloned"), ("pread", "pread")] {
@@ -23,10 +23,10 @@ pub fn peers() -> Peers {
             peers.contenders.push(Contender::python(&python, "safetensors", &format!("{how}:{library}"), &title));
         }
     }
-    if torch && peers.has(&python, "fastsafetensors", "scripts/bench load --torch") {
+    if torch && peers.has(&python, "fastsafetensors", "scripts/setup bench torch") {
         peers.contenders.push(Contender::python(&python, "fastsafetensors", "nogds", "fastsafetensors, nogds"));
     }
-    if torch && peers.has(&python, "runai_model_streamer", "scripts/bench load --torch") {
+    if torch && peers.has(&python, "runai_model_streamer", "scripts/setup bench torch") {
         peers.contenders.push(Contender {
             environment: vec![("RUNAI_STREAMER_LOG_LEVEL", "ERROR")],
             ..Contender::python(&python, "runai", "default", "runai-model-streamer")
