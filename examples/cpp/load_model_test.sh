@@ -21,10 +21,10 @@ print_header() {
     printf "\\$(printf %o ${#1})\\0\\0\\0\\0\\0\\0\\0%s" "$1"
 }
 
-# Makes "large": 64 GiB of zeros that lie nowhere, which is enough to be busy with.
+# Makes "large": 1 TiB of zeros that lie nowhere, which is enough to be busy with.
 make_large() {
-    print_header '{"zeros":{"dtype":"U8","shape":[68719476736],"data_offsets":[0,68719476736]}}' >large
-    truncate -s +64G large
+    print_header '{"zeros":{"dtype":"U8","shape":[1099511627776],"data_offsets":[0,1099511627776]}}' >large
+    truncate -s +1T large
 }
 
 case $case in
