@@ -908,7 +908,8 @@ public:
         if (changes_ != since)
             return true;
         const auto own = std::count(loops_.begin(), loops_.end(), std::this_thread::get_id());
-        if (waiting_ + own == static_cast<std::ptrdiff_t>(loops_.size()))
+        // More than there are: a loop of a thread that waits was ended by another.
+        if (waiting_ + own >= static_cast<std::ptrdiff_t>(loops_.size()))
             return false;
         waiting_ += own;
         // Not for ever, because of those who recycle by the C handle.

@@ -41,7 +41,8 @@ pub(super) struct Copy {
 }
 
 impl Reads {
-    /// The reads of a block, all of them at multiples of `alignment`, a power of two.
+    /// The reads of a block, all of them at multiples of `alignment`, a power of two: of the page, but for tests, which meet more edges with
+    /// less.
     pub(super) fn of(block: &Block, alignment: u64) -> Reads {
         let mut reads = Reads::default();
         match block.room {
