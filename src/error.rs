@@ -186,6 +186,11 @@ pub enum Error {
     },
     /// There was no memory for what is kept of all shards together.
     NoMemory,
+    /// A state that cannot happen: a bug in this library.
+    Internal {
+        /// Which state.
+        what: &'static str,
+    },
     /// An argument is not one that the function takes.
     InvalidArgument {
         /// What is wrong with it.
@@ -289,6 +294,7 @@ impl Display for Error {
                 )
             }
             Error::NoMemory => f.write_str("no memory for the directory of the checkpoint"),
+            Error::Internal { what } => write!(f, "a bug in safetensors_lazy, please report it: {what}"),
             Error::InvalidArgument { what } => f.write_str(what),
         }
     }

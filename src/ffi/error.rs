@@ -328,6 +328,7 @@ fn status_of(error: &Error) -> st_status {
         Error::Cancelled => ST_ERR_CANCELLED,
         Error::StagingFull { .. } => ST_ERR_STAGING_FULL,
         Error::NoMemory => ST_ERR_NO_MEMORY,
+        Error::Internal { .. } => ST_ERR_INTERNAL,
         Error::InvalidArgument { .. } => ST_ERR_INVALID_ARGUMENT,
     }
 }
@@ -366,6 +367,7 @@ fn status_of_storage(error: &StorageError) -> st_status {
         StorageError::Changed => ST_ERR_FILE_CHANGED,
         StorageError::NoMemory { .. } => ST_ERR_NO_MEMORY,
         StorageError::Unsupported(_) => ST_ERR_UNSUPPORTED,
+        StorageError::Internal(_) => ST_ERR_INTERNAL,
     }
 }
 
@@ -388,6 +390,7 @@ fn status_of_writer(error: &WriterError) -> st_status {
         WriterError::Unfinished { source, .. } => status_of_storage(source),
         WriterError::TooManyShards => ST_ERR_UNSUPPORTED,
         WriterError::NoMemory => ST_ERR_NO_MEMORY,
+        WriterError::Internal(_) => ST_ERR_INTERNAL,
     }
 }
 

@@ -34,6 +34,8 @@ pub enum StorageError {
     },
     /// The options ask for what this storage cannot do.
     Unsupported(&'static str),
+    /// A state that cannot happen: a bug in this library.
+    Internal(&'static str),
 }
 
 impl StorageError {
@@ -79,6 +81,7 @@ impl Display for StorageError {
             StorageError::Changed => f.write_str("the file was changed since it was opened"),
             StorageError::NoMemory { nbytes } => write!(f, "no memory for {nbytes} bytes"),
             StorageError::Unsupported(what) => f.write_str(what),
+            StorageError::Internal(what) => write!(f, "a bug in safetensors_lazy, please report it: {what}"),
         }
     }
 }

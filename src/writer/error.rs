@@ -145,6 +145,8 @@ pub enum WriterError {
     },
     /// There was no memory for the directory.
     NoMemory,
+    /// A state that cannot happen: a bug in this library.
+    Internal(&'static str),
 }
 
 impl Display for WriterError {
@@ -212,6 +214,7 @@ impl Display for WriterError {
                 write!(f, "{source}; the new checkpoint is in place, but not all files are in order: finish again")
             }
             E::NoMemory => f.write_str("no memory for the directory"),
+            E::Internal(what) => write!(f, "a bug in safetensors_lazy, please report it: {what}"),
         }
     }
 }
