@@ -18,8 +18,45 @@ enum { UNTOUCHED = 0x5a };
 _Thread_local st_error err;
 static jmp_buf skipped;
 
+static size_t count(const char *name, char *const *names, size_t len) {
+    size_t n = 0;
+    for (size_t i = 0; i < len; i++)
+        n += strcmp(name, names[i]) == 0;
+    return n;
+}
+
+/* 0 if the names are those of the cases, each once; otherwise 1, and a line for each difference. */
+static int compare_names(char *const *names, size_t names_len, const test_case *cases, size_t len) {
+    size_t differences = 0;
+    for (size_t i = 0; i < len; i++) {
+        size_t registered = count(cases[i].name, names, names_len);
+        if (registered == 1)
+            continue;
+        fprintf(stderr, "the case %s is registered %zu times\n", cases[i].name, registered);
+        differences++;
+    }
+    for (size_t i = 0; i < names_len; i++) {
+        size_t in_table = 0;
+        for (size_t k = 0; k < len; k++)
+            in_table += strcmp(names[i], cases[k].name) == 0;
+        if (in_table == 1)
+            continue;
+        fprintf(stderr, "the registered case %s is %zu times in the table\n", names[i], in_table);
+        differences++;
+    }
+    printf("%zu cases in the table, %zu registered\n", len, names_len);
+    return differences != 0;
+}
+
 int test_main(int argc, char **argv, const test_case *cases, size_t len) {
     const char *wanted = argc > 1 ? argv[1] : NULL;
+    if (wanted && strcmp(wanted, "--list") == 0) {
+        for (size_t k = 0; k < len; k++)
+            printf("%s\n", cases[k].name);
+        return 0;
+    }
+    if (wanted && strcmp(wanted, "--registered") == 0)
+        return compare_names(argv + 2, (size_t)argc - 2, cases, len);
     volatile size_t ran = 0, passed = 0;
     /* Outlives the longjmp of a skip. */
     static size_t i;

@@ -1,5 +1,7 @@
 /*
- * A harness of one page: a program is a table of cases. `c_open missing_file` runs one, `c_open` all of them.
+ * A small harness: a program is a table of cases, one CASE a line. `c_open missing_file` runs one, `c_open` all of them, and
+ * `c_open --list` prints their names. `c_open --registered NAME...` fails unless these are the names in the table, each once:
+ * CMake passes the names that it registered.
  *
  * A check that fails prints where, what and the last st_error, and ends the program with 1; SKIP ends the case, and the program
  * with 77 if no other case ran.

@@ -191,8 +191,12 @@ static void a_cancelled_task_ends_finish(void) {
 }
 
 static const test_case cases[] = {
-    CASE(write_and_read_back),  CASE(abort_leaves_what_was_there), CASE(finish_can_be_called_again),
-    CASE(shards_and_an_index),  CASE(refusals),                    CASE(arguments_that_are_none),
+    CASE(write_and_read_back),
+    CASE(abort_leaves_what_was_there),
+    CASE(finish_can_be_called_again),
+    CASE(shards_and_an_index),
+    CASE(refusals),
+    CASE(arguments_that_are_none),
     CASE(a_cancelled_task_ends_finish),
 };
 

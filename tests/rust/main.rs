@@ -13,6 +13,7 @@ mod random;
 mod ranks;
 mod real_files;
 mod reference;
+mod registration;
 mod residency;
 mod resident;
 mod sample;
