@@ -1,9 +1,13 @@
+#define _GNU_SOURCE
+
+#include "dlpack_abi.h"
 #include "fixture.h"
 #include "test.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const fixture_tensor odd_tensors[] = {
     {"f4", "F4", "[4,3]", 6, NULL},         {"f6", "F6_E2M3", "[2,4]", 6, NULL},  {"deep", "U8", NULL, 1, NULL},
@@ -30,7 +34,7 @@ static size_t alignment_of(st_dtype dtype) {
     return dtype == ST_DTYPE_C64 ? 4 : st_dtype_bits(dtype) < 8 ? 1 : st_dtype_bits(dtype) / 8;
 }
 
-static void ptr_of_the_sample(void) {
+static void tensor_ptr_of_the_sample(void) {
     for (size_t s = 0; s < LEN(fixture_storages); s++) {
         st_checkpoint *checkpoint = fixture_open(&fixture_sample, fixture_storages[s], 0);
         st_info info;
@@ -50,7 +54,7 @@ static void ptr_of_the_sample(void) {
     }
 }
 
-static void ptr_of_unaligned_files_is_aligned(void) {
+static void tensor_ptr_of_unaligned_files_is_aligned(void) {
     for (size_t s = 0; s < LEN(fixture_storages); s++)
         for (size_t shift = 0; shift < 16; shift++) {
             fixture shifted = fixture_sample;
@@ -67,7 +71,7 @@ static void ptr_of_unaligned_files_is_aligned(void) {
         }
 }
 
-static void ptr_of_every_dtype_is_aligned(void) {
+static void tensor_ptr_of_every_dtype_is_aligned(void) {
     for (st_dtype dtype = 1; st_dtype_name(dtype); dtype++)
         for (size_t shift = 0; shift < 8; shift++) {
             /* 8 elements fill whole bytes, whatever their size. */
@@ -82,7 +86,7 @@ static void ptr_of_every_dtype_is_aligned(void) {
         }
 }
 
-static void ptr_over_a_mapping_is_where_the_file_lies(void) {
+static void tensor_ptr_over_a_mapping_is_where_the_file_lies(void) {
     st_checkpoint *checkpoint = fixture_open(&fixture_sample, ST_STORAGE_MMAP, 0);
     const char *weight, *bias;
     const void *data;
@@ -94,7 +98,7 @@ static void ptr_over_a_mapping_is_where_the_file_lies(void) {
     st_close(checkpoint);
 }
 
-static void ptr_of_nothing_is_not_null(void) {
+static void tensor_ptr_of_nothing_is_not_null(void) {
     for (size_t s = 0; s < LEN(fixture_storages); s++) {
         st_checkpoint *checkpoint = open_odd(fixture_storages[s]);
         const size_t without[] = {NONE, FAR, FARTHER};
@@ -108,7 +112,7 @@ static void ptr_of_nothing_is_not_null(void) {
     }
 }
 
-static void ptr_and_read_of_more_dimensions_than_a_view_holds(void) {
+static void tensor_ptr_and_read_of_more_dimensions_than_a_view_holds(void) {
     st_checkpoint *checkpoint = open_odd(ST_STORAGE_AUTO);
     const void *data;
     st_view view = {0};
@@ -127,7 +131,7 @@ static void ptr_and_read_of_more_dimensions_than_a_view_holds(void) {
     st_close(checkpoint);
 }
 
-static void view_of_the_whole(void) {
+static void tensor_view_of_the_whole(void) {
     for (size_t s = 0; s < LEN(fixture_storages); s++) {
         st_checkpoint *checkpoint = fixture_open(&fixture_sample, fixture_storages[s], 0);
         const st_range ranges[] = {{0, ST_END}, {0, 5}};
@@ -178,7 +182,7 @@ static void check_wide(st_checkpoint *checkpoint, const st_range *ranges, size_t
     CHECK((view.contiguous == 1) == contiguous && view.contiguous <= 1);
 }
 
-static void view_of_every_slice(void) {
+static void tensor_view_of_every_slice(void) {
     st_checkpoint *checkpoint = open_odd(ST_STORAGE_AUTO);
     st_range r[3];
     for (r[0].start = 0; r[0].start <= 2; r[0].start++)
@@ -204,9 +208,14 @@ static void refuses_ranges(st_checkpoint *checkpoint, st_status status, size_t i
     st_view view = {0};
     unsigned char dst[256];
     DLManagedTensorVersioned *managed = (DLManagedTensorVersioned *)dst;
+    DLManagedTensor *old = (DLManagedTensor *)dst;
     FAILS(status, st_tensor_read(checkpoint, index, ranges, rank, dst, sizeof(dst), &err));
     FAILS(status, st_tensor_dlpack(checkpoint, index, ranges, rank, &managed, &err));
     CHECK(managed == NULL);
+    /* Small elements are refused by their dtype, whatever the slice. */
+    FAILS(status == ST_ERR_MISALIGNED ? ST_ERR_UNSUPPORTED : status,
+          st_tensor_dlpack_unversioned(checkpoint, index, ranges, rank, &old, &err));
+    CHECK(old == NULL);
     FAILS(status, st_tensor_view(checkpoint, index, ranges, rank, &view, &err));
     CHECK(view.data == NULL);
 }
@@ -270,7 +279,7 @@ static void slices_of_small_elements(void) {
     }
 }
 
-static void view_of_nothing(void) {
+static void tensor_view_of_nothing(void) {
     st_checkpoint *checkpoint = open_odd(ST_STORAGE_AUTO);
     st_view view;
     OK(st_tensor_view(checkpoint, NONE, NULL, 0, &view, &err));
@@ -290,7 +299,7 @@ static void view_of_nothing(void) {
     st_close(checkpoint);
 }
 
-static void view_of_a_scalar(void) {
+static void tensor_view_of_a_scalar(void) {
     st_checkpoint *checkpoint = fixture_open(&fixture_sample, ST_STORAGE_AUTO, 0);
     st_view view;
     const st_range unused = {7, 3};
@@ -315,38 +324,218 @@ static void index_outside(void) {
     st_close(checkpoint);
 }
 
-static void nulls(void) {
+static void tensor_ptr_needs_its_pointers(void) {
     st_checkpoint *checkpoint = fixture_open(&fixture_sample, ST_STORAGE_AUTO, 0);
     const void *data = NULL;
     size_t nbytes = 999;
-    st_view view = {0};
-    char dst[80];
     FAILS(ST_ERR_INVALID_ARGUMENT, st_tensor_ptr(NULL, 0, &data, &nbytes, &err));
     FAILS(ST_ERR_INVALID_ARGUMENT, st_tensor_ptr(checkpoint, 0, NULL, &nbytes, &err));
+    CHECK(!data && nbytes == 999);
+    st_close(checkpoint);
+}
+
+static void tensor_view_needs_its_pointers(void) {
+    st_checkpoint *checkpoint = fixture_open(&fixture_sample, ST_STORAGE_AUTO, 0);
+    st_view view = {0};
     FAILS(ST_ERR_INVALID_ARGUMENT, st_tensor_view(NULL, 0, NULL, 0, &view, &err));
     FAILS(ST_ERR_INVALID_ARGUMENT, st_tensor_view(checkpoint, 0, NULL, 0, NULL, &err));
+    CHECK(!view.data);
+    st_close(checkpoint);
+}
+
+static void tensor_read_needs_its_pointers(void) {
+    st_checkpoint *checkpoint = fixture_open(&fixture_sample, ST_STORAGE_AUTO, 0);
+    char dst[80];
     FAILS(ST_ERR_INVALID_ARGUMENT, st_tensor_read(NULL, 0, NULL, 0, dst, sizeof(dst), &err));
     FAILS(ST_ERR_INVALID_ARGUMENT, st_tensor_read(checkpoint, 0, NULL, 0, NULL, 80, &err));
-    CHECK(!data && nbytes == 999 && !view.data);
+    /* Of nothing there is nothing to write. */
+    OK(st_tensor_read(checkpoint, SAMPLE_EMPTY, NULL, 0, NULL, 0, &err));
+    st_close(checkpoint);
+}
+
+/* The bytes around the destination stay as they are, at every alignment of it. */
+static void tensor_read_fills_the_slice_and_no_more(void) {
+    enum { UNTOUCHED = 0xa7, ROOM = 64 + 96 + 64 };
+    const st_range some[] = {{0, 1}, {1, 3}, {0, ST_END}}, columns[] = {{0, 2}, {0, 3}, {1, 2}};
+    for (size_t s = 0; s < LEN(fixture_storages); s++) {
+        st_checkpoint *checkpoint = open_odd(fixture_storages[s]);
+        for (size_t shift = 0; shift < 16; shift++) {
+            unsigned char room[ROOM], *dst = room + 32 + shift;
+            const struct {
+                const st_range *ranges;
+                size_t rank, nbytes;
+            } slices[] = {{NULL, 0, 96}, {some, 2, 32}, {some, 3, 32}, {columns, 3, 24}};
+            for (size_t i = 0; i < LEN(slices); i++) {
+                memset(room, UNTOUCHED, sizeof(room));
+                OK(st_tensor_read(checkpoint, WIDE, slices[i].ranges, slices[i].rank, dst, slices[i].nbytes, &err));
+                for (size_t k = 0; k < sizeof(room); k++)
+                    CHECK(room[k] == UNTOUCHED || (room + k >= dst && room + k < dst + slices[i].nbytes));
+                if (slices[i].ranges != columns)
+                    CHECK(fixture_is(dst, WIDE_AT + (slices[i].ranges ? 16 : 0), slices[i].nbytes));
+                else
+                    for (size_t row = 0; row < 6; row++)
+                        CHECK(fixture_is(dst + 4 * row, WIDE_AT + 16 * row + 4, 4));
+            }
+        }
+        st_close(checkpoint);
+    }
+}
+
+static void tensor_read_into_too_little_room(void) {
+    st_checkpoint *checkpoint = open_odd(ST_STORAGE_AUTO);
+    unsigned char dst[96] = {0};
+    const st_range some[] = {{0, 1}, {1, 3}};
+    FAILS(ST_ERR_BUFFER_TOO_SMALL, st_tensor_read(checkpoint, WIDE, NULL, 0, dst, 95, &err));
+    SAYS("96");
+    SAYS("95");
+    FAILS(ST_ERR_BUFFER_TOO_SMALL, st_tensor_read(checkpoint, WIDE, some, 2, dst, 31, &err));
+    FAILS(ST_ERR_BUFFER_TOO_SMALL, st_tensor_read(checkpoint, WIDE, NULL, 0, dst, 0, &err));
+    for (size_t i = 0; i < sizeof(dst); i++)
+        CHECK(dst[i] == 0);
+    st_close(checkpoint);
+}
+
+static void tensor_read_of_a_truncated_file(void) {
+    for (int32_t storage = ST_STORAGE_MMAP; storage <= ST_STORAGE_READ; storage++) {
+        const char *path = fixture_write("truncated.safetensors", &fixture_sample);
+        st_checkpoint *checkpoint = fixture_open_path(path, storage, 0);
+        unsigned char dst[SAMPLE_WEIGHT_SIZE];
+        st_tensor tensor;
+        OK(st_tensor_info(checkpoint, SAMPLE_BIAS, &tensor, &err));
+        CHECK(truncate(path, (off_t)tensor.file_offset + 1) == 0);
+        FAILS(ST_ERR_TRUNCATED, st_tensor_read(checkpoint, SAMPLE_BIAS, NULL, 0, dst, sizeof(dst), &err));
+        FAILS(ST_ERR_TRUNCATED, st_tensor_read(checkpoint, SAMPLE_SCALAR, NULL, 0, dst, sizeof(dst), &err));
+        SAYS("truncated.safetensors");
+        OK(st_tensor_read(checkpoint, SAMPLE_WEIGHT, NULL, 0, dst, sizeof(dst), &err));
+        CHECK(fixture_is(dst, SAMPLE_WEIGHT_AT, sizeof(dst)));
+        st_close(checkpoint);
+    }
+}
+
+/* What the memory was changed to is not what the file has. */
+static void tensor_read_gives_the_file_after_copy_on_write(void) {
+    for (size_t s = 0; s < LEN(fixture_storages); s++) {
+        st_checkpoint *checkpoint = fixture_open(&fixture_sample, fixture_storages[s], ST_OPEN_COPY_ON_WRITE);
+        const void *data;
+        unsigned char dst[SAMPLE_WEIGHT_SIZE];
+        OK(st_tensor_ptr(checkpoint, SAMPLE_WEIGHT, &data, NULL, &err));
+        memset((void *)(uintptr_t)data, 0xee, SAMPLE_WEIGHT_SIZE);
+        OK(st_tensor_read(checkpoint, SAMPLE_WEIGHT, NULL, 0, dst, sizeof(dst), &err));
+        CHECK(fixture_is(dst, SAMPLE_WEIGHT_AT, sizeof(dst)));
+        st_close(checkpoint);
+    }
+}
+
+/* --- DLPack: dlpack.c has what each field must be for each dtype -------------------------------------------------------------- */
+
+/* A slice of `wide`, element by element against where the bytes must be. */
+static void check_dlpack_of_wide(const DLTensor *tensor, uint64_t first_row) {
+    CHECK(tensor->ndim == 3 && tensor->byte_offset == 0 && tensor->device.device_type == kDLCPU);
+    CHECK(tensor->dtype.code == 2 && tensor->dtype.bits == 32 && tensor->dtype.lanes == 1);
+    CHECK(tensor->shape[0] == 2 - (int64_t)first_row && tensor->shape[1] == 3 && tensor->shape[2] == 2);
+    for (int64_t i = 0; i < tensor->shape[0]; i++)
+        for (int64_t j = 0; j < 3; j++)
+            for (int64_t k = 0; k < 2; k++) {
+                const int64_t at = i * tensor->strides[0] + j * tensor->strides[1] + k * tensor->strides[2];
+                const size_t element = ((size_t)i + first_row) * 12 + (size_t)j * 4 + (size_t)k + 1;
+                CHECK(fixture_is((const char *)tensor->data + at * 4, WIDE_AT + 4 * element, 4));
+            }
+}
+
+static void tensor_dlpack_of_slices(void) {
+    for (size_t s = 0; s < LEN(fixture_storages); s++)
+        for (uint64_t row = 0; row < 2; row++) {
+            st_checkpoint *checkpoint = open_odd(fixture_storages[s]);
+            const st_range ranges[] = {{row, ST_END}, {0, 3}, {1, 3}};
+            DLManagedTensorVersioned *managed;
+            OK(st_tensor_dlpack(checkpoint, WIDE, ranges, 3, &managed, &err));
+            CHECK(managed->version.major == 1 && managed->flags == DLPACK_FLAG_BITMASK_READ_ONLY);
+            /* It holds a reference of its own. */
+            st_close(checkpoint);
+            check_dlpack_of_wide(&managed->dl_tensor, row);
+            managed->deleter(managed);
+        }
+}
+
+static void tensor_dlpack_needs_its_pointers(void) {
+    st_checkpoint *checkpoint = open_odd(ST_STORAGE_AUTO);
+    DLManagedTensorVersioned *managed = (DLManagedTensorVersioned *)&managed;
+    FAILS(ST_ERR_INVALID_ARGUMENT, st_tensor_dlpack(NULL, WIDE, NULL, 0, &managed, &err));
+    CHECK(!managed);
+    FAILS(ST_ERR_INVALID_ARGUMENT, st_tensor_dlpack(checkpoint, WIDE, NULL, 0, NULL, &err));
+    st_close(checkpoint);
+}
+
+static void tensor_dlpack_of_a_dimension_beyond_63_bits(void) {
+    st_checkpoint *checkpoint = open_odd(ST_STORAGE_AUTO);
+    DLManagedTensorVersioned *managed = (DLManagedTensorVersioned *)&managed;
+    FAILS(ST_ERR_UNSUPPORTED, st_tensor_dlpack(checkpoint, FAR, NULL, 0, &managed, &err));
+    CHECK(!managed);
+    st_close(checkpoint);
+}
+
+static void tensor_dlpack_unversioned_of_slices(void) {
+    for (size_t s = 0; s < LEN(fixture_storages); s++)
+        for (uint64_t row = 0; row < 2; row++) {
+            st_checkpoint *checkpoint = open_odd(fixture_storages[s]);
+            const st_range ranges[] = {{row, ST_END}, {0, 3}, {1, 3}};
+            DLManagedTensor *managed;
+            OK(st_tensor_dlpack_unversioned(checkpoint, WIDE, ranges, 3, &managed, &err));
+            st_close(checkpoint);
+            check_dlpack_of_wide(&managed->dl_tensor, row);
+            managed->deleter(managed);
+        }
+}
+
+static void tensor_dlpack_unversioned_needs_its_pointers(void) {
+    st_checkpoint *checkpoint = open_odd(ST_STORAGE_AUTO);
+    DLManagedTensor *managed = (DLManagedTensor *)&managed;
+    FAILS(ST_ERR_INVALID_ARGUMENT, st_tensor_dlpack_unversioned(NULL, WIDE, NULL, 0, &managed, &err));
+    CHECK(!managed);
+    FAILS(ST_ERR_INVALID_ARGUMENT, st_tensor_dlpack_unversioned(checkpoint, WIDE, NULL, 0, NULL, &err));
+    st_close(checkpoint);
+}
+
+/* What that form cannot say: 2^63 elements, and elements that are no whole bytes. */
+static void tensor_dlpack_unversioned_of_what_it_cannot_say(void) {
+    st_checkpoint *checkpoint = open_odd(ST_STORAGE_AUTO);
+    const size_t cannot[] = {FAR, F4, F6};
+    for (size_t i = 0; i < LEN(cannot); i++) {
+        DLManagedTensor *managed = (DLManagedTensor *)&managed;
+        FAILS(ST_ERR_UNSUPPORTED, st_tensor_dlpack_unversioned(checkpoint, cannot[i], NULL, 0, &managed, &err));
+        CHECK(!managed);
+    }
     st_close(checkpoint);
 }
 
 static const test_case cases[] = {
-    CASE(ptr_of_the_sample),
-    CASE(ptr_of_unaligned_files_is_aligned),
-    CASE(ptr_of_every_dtype_is_aligned),
-    CASE(ptr_over_a_mapping_is_where_the_file_lies),
-    CASE(ptr_of_nothing_is_not_null),
-    CASE(ptr_and_read_of_more_dimensions_than_a_view_holds),
-    CASE(view_of_the_whole),
-    CASE(view_of_every_slice),
+    CASE(tensor_ptr_of_the_sample),
+    CASE(tensor_ptr_of_unaligned_files_is_aligned),
+    CASE(tensor_ptr_of_every_dtype_is_aligned),
+    CASE(tensor_ptr_over_a_mapping_is_where_the_file_lies),
+    CASE(tensor_ptr_of_nothing_is_not_null),
+    CASE(tensor_ptr_and_read_of_more_dimensions_than_a_view_holds),
+    CASE(tensor_view_of_the_whole),
+    CASE(tensor_view_of_every_slice),
     CASE(ranges_outside_are_refused),
     CASE(more_ranges_than_dimensions_are_refused),
     CASE(slices_of_small_elements),
-    CASE(view_of_nothing),
-    CASE(view_of_a_scalar),
+    CASE(tensor_view_of_nothing),
+    CASE(tensor_view_of_a_scalar),
     CASE(index_outside),
-    CASE(nulls),
+    CASE(tensor_ptr_needs_its_pointers),
+    CASE(tensor_view_needs_its_pointers),
+    CASE(tensor_read_needs_its_pointers),
+    CASE(tensor_read_fills_the_slice_and_no_more),
+    CASE(tensor_read_into_too_little_room),
+    CASE(tensor_read_of_a_truncated_file),
+    CASE(tensor_read_gives_the_file_after_copy_on_write),
+    CASE(tensor_dlpack_of_slices),
+    CASE(tensor_dlpack_needs_its_pointers),
+    CASE(tensor_dlpack_of_a_dimension_beyond_63_bits),
+    CASE(tensor_dlpack_unversioned_of_slices),
+    CASE(tensor_dlpack_unversioned_needs_its_pointers),
+    CASE(tensor_dlpack_unversioned_of_what_it_cannot_say),
 };
 
 TEST_MAIN(cases)

@@ -211,7 +211,7 @@ static void tensor_order_is_that_of_the_header(void) {
     st_close(checkpoint);
 }
 
-static void metadata_in_the_order_of_the_header(void) {
+static void metadata_at_gives_entries_in_the_order_of_the_header(void) {
     static const struct {
         const char *key, *value;
     } expected[] = {{"z", "last"}, {"a", ""}, {"\xe6\x9d\x83", "\"x\\"}, {"nul", "a"}};
@@ -233,14 +233,35 @@ static void metadata_in_the_order_of_the_header(void) {
     st_close(checkpoint);
 }
 
-static void metadata_that_is_not_there(void) {
+static void metadata_get_finds_exact_keys(void) {
     st_checkpoint *checkpoint = open_names(ST_STORAGE_AUTO);
+    CHECK(strcmp(st_metadata_get(checkpoint, "z"), "last") == 0 && strcmp(st_metadata_get(checkpoint, "a"), "") == 0);
+    CHECK(strcmp(st_metadata_get(checkpoint, "\xe6\x9d\x83"), "\"x\\") == 0);
     CHECK(!st_metadata_get(checkpoint, "") && !st_metadata_get(checkpoint, "last") && !st_metadata_get(checkpoint, "model"));
+    CHECK(!st_metadata_get(checkpoint, "Z") && !st_metadata_get(checkpoint, "zz") && !st_metadata_get(checkpoint, "\xe6\x9d"));
+    CHECK(!st_metadata_get(checkpoint, NULL));
     st_close(checkpoint);
+}
+
+static void metadata_len_of_shards_counts_each_key_once(void) {
+    st_checkpoint *checkpoint = fixture_open_path(fixture_write_sharded("metadata", 1), ST_STORAGE_AUTO, 0);
+    st_info info;
+    CHECK(st_checkpoint_info(checkpoint, &info) == ST_OK);
+    CHECK(st_metadata_len(checkpoint) == 3 && info.metadata_conflicts == SHARDED_CONFLICTS);
+    for (size_t i = 0; i < 3; i++)
+        for (size_t k = 0; k < i; k++) {
+            const char *one, *other;
+            CHECK(st_metadata_at(checkpoint, i, &one, NULL) == ST_OK && st_metadata_at(checkpoint, k, &other, NULL) == ST_OK);
+            CHECK(strcmp(one, other) != 0);
+        }
+    st_close(checkpoint);
+}
+
+static void metadata_len_of_files_without_metadata(void) {
     const fixture none = {NULL, 0, NULL, 0}, empty = {NULL, 0, "{}", 0};
     const fixture *const without[] = {&none, &empty};
     for (size_t i = 0; i < LEN(without); i++) {
-        checkpoint = fixture_open(without[i], ST_STORAGE_AUTO, 0);
+        st_checkpoint *checkpoint = fixture_open(without[i], ST_STORAGE_AUTO, 0);
         const char *key;
         CHECK(st_metadata_len(checkpoint) == 0 && !st_metadata_get(checkpoint, "format"));
         CHECK(st_metadata_at(checkpoint, 0, &key, NULL) == ST_ERR_OUT_OF_RANGE);
@@ -262,16 +283,39 @@ static void checkpoint_info_adds_up(void) {
     }
 }
 
-static void shards(void) {
+static void shard_len_of_a_file_a_buffer_and_shards(void) {
+    st_checkpoint *checkpoint;
+    for (size_t s = 0; s < LEN(fixture_storages); s++) {
+        checkpoint = fixture_open(&fixture_sample, fixture_storages[s], 0);
+        CHECK(st_shard_len(checkpoint) == 1);
+        st_close(checkpoint);
+    }
+    for (int with_index = 0; with_index < 2; with_index++) {
+        checkpoint = fixture_open_path(fixture_write_sharded(with_index ? "indexed" : "numbered", with_index), ST_STORAGE_AUTO, 0);
+        CHECK(st_shard_len(checkpoint) == SHARDS);
+        for (size_t i = 0; i < SHARDED_LEN; i++) {
+            st_tensor tensor;
+            OK(st_tensor_info(checkpoint, i, &tensor, &err));
+            CHECK(tensor.shard == fixture_sharded[i].shard);
+        }
+        st_close(checkpoint);
+    }
+}
+
+static void shard_path_is_as_given_or_below_the_folder(void) {
     const char *path = fixture_write("sample.safetensors", &fixture_sample);
     st_checkpoint *checkpoint;
     OK(st_open(path, NULL, &checkpoint, &err));
-    CHECK(st_shard_len(checkpoint) == 1);
     CHECK(strcmp(st_shard_path(checkpoint, 0), path) == 0);
     CHECK(!st_shard_path(checkpoint, 1) && !st_shard_path(checkpoint, SIZE_MAX));
     st_close(checkpoint);
     checkpoint = fixture_open(&fixture_sample, ST_STORAGE_MEMORY, 0);
-    CHECK(st_shard_len(checkpoint) == 1 && strcmp(st_shard_path(checkpoint, 0), "") == 0);
+    CHECK(strcmp(st_shard_path(checkpoint, 0), "") == 0 && !st_shard_path(checkpoint, 1));
+    st_close(checkpoint);
+    checkpoint = fixture_open_path(fixture_write_sharded("paths", 1), ST_STORAGE_AUTO, 0);
+    for (size_t i = 0; i < SHARDS; i++)
+        CHECK(strcmp(st_shard_path(checkpoint, i), fixture_path_in("paths", fixture_shards[i])) == 0);
+    CHECK(!st_shard_path(checkpoint, SHARDS));
     st_close(checkpoint);
 }
 
@@ -327,10 +371,13 @@ static const test_case cases[] = {
     CASE(alignment_is_at_most_a_page),
     CASE(tensor_info_outside),
     CASE(tensor_order_is_that_of_the_header),
-    CASE(metadata_in_the_order_of_the_header),
-    CASE(metadata_that_is_not_there),
+    CASE(metadata_at_gives_entries_in_the_order_of_the_header),
+    CASE(metadata_get_finds_exact_keys),
+    CASE(metadata_len_of_shards_counts_each_key_once),
+    CASE(metadata_len_of_files_without_metadata),
     CASE(checkpoint_info_adds_up),
-    CASE(shards),
+    CASE(shard_len_of_a_file_a_buffer_and_shards),
+    CASE(shard_path_is_as_given_or_below_the_folder),
     CASE(null_checkpoint),
     CASE(null_arguments),
 };

@@ -21,7 +21,7 @@ static st_checkpoint *open_model(void) {
 
 /* --- st_load_start ------------------------------------------------------------------------------------------------ */
 
-static void start_needs_its_pointers(void) {
+static void load_start_needs_its_pointers(void) {
     st_checkpoint *checkpoint = open_model();
     const st_request request = {L_SMALL, NULL, 0, NULL, 0, 0};
     st_load *load = (st_load *)&request;
@@ -48,7 +48,7 @@ static st_status try_options(const st_load_options *options) {
     return status;
 }
 
-static void start_checks_its_options(void) {
+static void load_start_checks_its_options(void) {
     st_load_options options = ST_LOAD_OPTIONS_INIT;
     OK(try_options(&options));
 #define REFUSES(field, value)                                   \
@@ -104,7 +104,7 @@ static void start_checks_its_options(void) {
 #undef TAKES
 }
 
-static void start_knows_older_and_newer_options(void) {
+static void load_start_knows_older_and_newer_options(void) {
     struct {
         st_load_options options;
         uint64_t more;
@@ -120,7 +120,7 @@ static void start_knows_older_and_newer_options(void) {
     }
 }
 
-static void start_checks_the_size_of_given_staging(void) {
+static void load_start_checks_the_size_of_given_staging(void) {
     static unsigned char staging[64 << 10];
     static const size_t too_small[] = {0, 1, sizeof(staging) - 1};
     st_load_options options = ST_LOAD_OPTIONS_INIT;
@@ -136,7 +136,7 @@ static void start_checks_the_size_of_given_staging(void) {
 }
 
 /* What st_tensor_read refuses, with the same words. */
-static void start_refuses_what_reading_refuses(void) {
+static void load_start_refuses_what_reading_refuses(void) {
     static const st_range beyond = {0, 301}, reversed = {5, 4}, after = {301, ST_END};
     static const st_range huge = {UINT64_MAX - 1, UINT64_MAX - 1};
     static const st_range second[] = {{0, ST_END}, {0, 257}}, many[] = {{0, 1}, {0, 1}, {0, 1}};
@@ -171,7 +171,7 @@ static void start_refuses_what_reading_refuses(void) {
     st_close(checkpoint);
 }
 
-static void start_refuses_destinations_that_are_too_small(void) {
+static void load_start_refuses_destinations_that_are_too_small(void) {
     static unsigned char dst[8000];
     static const st_range half = {0, 500};
     st_checkpoint *checkpoint = open_model();
@@ -196,7 +196,7 @@ static void start_refuses_destinations_that_are_too_small(void) {
     st_close(checkpoint);
 }
 
-static void start_refuses_destinations_that_overlap(void) {
+static void load_start_refuses_destinations_that_overlap(void) {
     enum { SIZE = 8000 };
     static unsigned char memory[64 << 10];
     static const size_t seconds[] = {0, 1, SIZE - 1};
@@ -235,7 +235,7 @@ static void start_refuses_destinations_that_overlap(void) {
     st_close(checkpoint);
 }
 
-static void start_refuses_engines_that_cannot_read(void) {
+static void load_start_refuses_engines_that_cannot_read(void) {
     const st_request request = {L_SMALL, NULL, 0, NULL, 0, 0};
     for (size_t s = 0; s < LEN(fixture_storages); s++) {
         st_checkpoint *checkpoint = fixture_open(&loading_model, fixture_storages[s], 0);
@@ -312,7 +312,7 @@ static void empty_requests_are_delivered(void) {
 
 /* --- st_load_next ------------------------------------------------------------------------------------------------- */
 
-static void next_needs_its_pointers(void) {
+static void load_next_needs_its_pointers(void) {
     st_checkpoint *checkpoint = open_model();
     const st_request request = {L_SMALL, NULL, 0, NULL, 0, 0};
     loading it = loading_of(checkpoint, &request, 1);
@@ -428,7 +428,7 @@ static void full_staging_is_told_and_mended(void) {
 
 /* --- st_load_progress --------------------------------------------------------------------------------------------- */
 
-static void progress_needs_its_pointers(void) {
+static void load_progress_needs_its_pointers(void) {
     st_checkpoint *checkpoint = open_model();
     const st_request request = {L_SMALL, NULL, 0, NULL, 0, 0};
     st_load *load;
@@ -440,7 +440,7 @@ static void progress_needs_its_pointers(void) {
     st_close(checkpoint);
 }
 
-static void progress_only_grows(void) {
+static void load_progress_only_grows(void) {
     st_checkpoint *checkpoint = open_model();
     st_request requests[L_LEN];
     loading it = loading_of(checkpoint, requests, loading_whole(checkpoint, requests, L_LEN));
@@ -503,7 +503,7 @@ static void workers_are_as_many_as_is_useful(void) {
 
 /* --- st_load_recycle ---------------------------------------------------------------------------------------------- */
 
-static void recycle_knows_what_is_not_its_own(void) {
+static void load_recycle_knows_what_is_not_its_own(void) {
     st_checkpoint *checkpoint = open_model();
     static unsigned char dst[8000];
     const st_request requests[] = {{L_TAIL, NULL, 0, NULL, 0, 0}, {L_TAIL, NULL, 0, dst, sizeof(dst), 1}};
@@ -552,7 +552,7 @@ static void recycle_knows_what_is_not_its_own(void) {
 
 /* --- st_load_cancel, st_load_free --------------------------------------------------------------------------------- */
 
-static void cancelled_is_cancelled(void) {
+static void load_cancel_lasts(void) {
     st_checkpoint *checkpoint = open_model();
     st_request requests[L_LEN];
     loading it = loading_of(checkpoint, requests, loading_whole(checkpoint, requests, L_LEN));
@@ -582,7 +582,7 @@ static void cancelled_is_cancelled(void) {
     st_close(checkpoint);
 }
 
-static void free_without_taking_anything(void) {
+static void load_free_without_taking_anything(void) {
     st_checkpoint *checkpoint = open_model();
     st_request requests[L_LEN];
     const size_t n = loading_whole(checkpoint, requests, L_LEN);
@@ -623,28 +623,28 @@ static void the_checkpoint_may_be_closed_before(void) {
 }
 
 static const test_case cases[] = {
-    CASE(start_needs_its_pointers),
-    CASE(start_checks_its_options),
-    CASE(start_knows_older_and_newer_options),
-    CASE(start_checks_the_size_of_given_staging),
-    CASE(start_refuses_what_reading_refuses),
-    CASE(start_refuses_destinations_that_are_too_small),
-    CASE(start_refuses_destinations_that_overlap),
-    CASE(start_refuses_engines_that_cannot_read),
+    CASE(load_start_needs_its_pointers),
+    CASE(load_start_checks_its_options),
+    CASE(load_start_knows_older_and_newer_options),
+    CASE(load_start_checks_the_size_of_given_staging),
+    CASE(load_start_refuses_what_reading_refuses),
+    CASE(load_start_refuses_destinations_that_are_too_small),
+    CASE(load_start_refuses_destinations_that_overlap),
+    CASE(load_start_refuses_engines_that_cannot_read),
     CASE(requests_and_options_are_read_by_start_only),
     CASE(nothing_is_done_at_once),
     CASE(empty_requests_are_delivered),
-    CASE(next_needs_its_pointers),
+    CASE(load_next_needs_its_pointers),
     CASE(in_order_is_the_order_of_the_requests),
     CASE(in_order_with_destinations_between),
     CASE(timeouts),
     CASE(full_staging_is_told_and_mended),
-    CASE(progress_needs_its_pointers),
-    CASE(progress_only_grows),
+    CASE(load_progress_needs_its_pointers),
+    CASE(load_progress_only_grows),
     CASE(workers_are_as_many_as_is_useful),
-    CASE(recycle_knows_what_is_not_its_own),
-    CASE(cancelled_is_cancelled),
-    CASE(free_without_taking_anything),
+    CASE(load_recycle_knows_what_is_not_its_own),
+    CASE(load_cancel_lasts),
+    CASE(load_free_without_taking_anything),
     CASE(the_checkpoint_may_be_closed_before),
 };
 TEST_MAIN(cases)

@@ -256,7 +256,7 @@ static void symlinks(void) {
     refuses_with(ELOOP, fixture_path("loop"));
 }
 
-static void nulls(void) {
+static void open_needs_its_pointers(void) {
     const char *path = fixture_write("sample.safetensors", &fixture_sample);
     st_checkpoint *checkpoint = (st_checkpoint *)&checkpoint;
     FAILS(ST_ERR_INVALID_ARGUMENT, st_open(NULL, NULL, &checkpoint, &err));
@@ -264,11 +264,9 @@ static void nulls(void) {
     FAILS(ST_ERR_INVALID_ARGUMENT, st_open(path, NULL, NULL, &err));
     FAILS(ST_ERR_INVALID_ARGUMENT, st_open(NULL, NULL, NULL, &err));
     CHECK(st_open(NULL, NULL, NULL, NULL) == ST_ERR_INVALID_ARGUMENT);
-    st_close(NULL);
-    CHECK(st_retain(NULL) == NULL);
 }
 
-static void buffer_aligned(void) {
+static void open_buffer_points_into_it(void) {
     size_t len;
     unsigned char *bytes = fixture_bytes(&fixture_sample, &len);
     st_checkpoint *checkpoint;
@@ -283,7 +281,7 @@ static void buffer_aligned(void) {
     free(bytes);
 }
 
-static void buffer_at_every_address(void) {
+static void open_buffer_at_every_address(void) {
     size_t len;
     unsigned char *bytes = fixture_bytes(&fixture_sample, &len), *room = malloc(len + 16);
     CHECK(room);
@@ -302,7 +300,7 @@ static void buffer_at_every_address(void) {
     free(bytes);
 }
 
-static void buffer_header_is_copied(void) {
+static void open_buffer_copies_the_header(void) {
     size_t len;
     unsigned char *bytes = fixture_bytes(&fixture_sample, &len);
     st_checkpoint *checkpoint;
@@ -315,7 +313,7 @@ static void buffer_header_is_copied(void) {
     free(bytes);
 }
 
-static void buffer_null_empty_and_garbage(void) {
+static void open_buffer_of_null_nothing_and_garbage(void) {
     st_checkpoint *checkpoint = (st_checkpoint *)&checkpoint;
     FAILS(ST_ERR_HEADER_TOO_SMALL, st_open_buffer(NULL, 0, NULL, &checkpoint, &err));
     CHECK(checkpoint == NULL);
@@ -332,6 +330,10 @@ static void buffer_null_empty_and_garbage(void) {
     FAILS(ST_ERR_HEADER_TOO_LARGE, st_open_buffer(garbage, sizeof(garbage), NULL, &checkpoint, &err));
 }
 
+static void retain_of_null_is_null(void) {
+    CHECK(st_retain(NULL) == NULL);
+}
+
 static void retain_counts(void) {
     st_checkpoint *checkpoint = fixture_open(&fixture_sample, ST_STORAGE_AUTO, 0);
     for (int i = 0; i < 100; i++)
@@ -343,6 +345,40 @@ static void retain_counts(void) {
     CHECK(fixture_is(data, SAMPLE_WEIGHT_AT, SAMPLE_WEIGHT_SIZE));
     CHECK(st_len(checkpoint) == SAMPLE_LEN);
     st_close(checkpoint);
+}
+
+/* Whether this process has a mapping of the file. */
+static bool is_mapped(const char *path) {
+    FILE *maps = fopen("/proc/self/maps", "r");
+    CHECK(maps);
+    char line[4096 + 256];
+    bool found = false;
+    while (fgets(line, sizeof(line), maps))
+        found = found || strstr(line, path);
+    fclose(maps);
+    return found;
+}
+
+static void close_with_the_last_reference_gives_everything_back(void) {
+    const char *path = fixture_write("closed.safetensors", &fixture_sample);
+    st_close(NULL);
+    for (int32_t storage = ST_STORAGE_MMAP; storage <= ST_STORAGE_READ; storage++) {
+        const size_t descriptors = test_entries("/proc/self/fd"), threads = test_entries("/proc/self/task");
+        st_checkpoint *checkpoint = fixture_open_path(path, storage, 0);
+        const size_t index = SAMPLE_WEIGHT;
+        OK(st_prefetch(checkpoint, &index, 1, &err));
+        CHECK(is_mapped(path) == (storage == ST_STORAGE_MMAP));
+        CHECK(st_retain(checkpoint) == checkpoint);
+        st_close(checkpoint);
+        CHECK(is_mapped(path) == (storage == ST_STORAGE_MMAP));
+        const void *data;
+        OK(st_tensor_ptr(checkpoint, SAMPLE_WEIGHT, &data, NULL, &err));
+        CHECK(fixture_is(data, SAMPLE_WEIGHT_AT, SAMPLE_WEIGHT_SIZE));
+        st_close(checkpoint);
+        CHECK(!is_mapped(path));
+        CHECK(test_entries("/proc/self/fd") == descriptors);
+        test_threads_end(threads);
+    }
 }
 
 static const test_case cases[] = {
@@ -363,12 +399,14 @@ static const test_case cases[] = {
     CASE(path_too_long),
     CASE(path_relative),
     CASE(symlinks),
-    CASE(nulls),
-    CASE(buffer_aligned),
-    CASE(buffer_at_every_address),
-    CASE(buffer_header_is_copied),
-    CASE(buffer_null_empty_and_garbage),
+    CASE(open_needs_its_pointers),
+    CASE(open_buffer_points_into_it),
+    CASE(open_buffer_at_every_address),
+    CASE(open_buffer_copies_the_header),
+    CASE(open_buffer_of_null_nothing_and_garbage),
+    CASE(retain_of_null_is_null),
     CASE(retain_counts),
+    CASE(close_with_the_last_reference_gives_everything_back),
 };
 
 TEST_MAIN(cases)

@@ -92,7 +92,7 @@ static st_layout layout_of_rows(void) {
     return layout;
 }
 
-static void layout_of_one_axis_per_dimension(void) {
+static void layout_ranges_of_one_axis_per_dimension(void) {
     const st_layout layout = layout_of_rows();
     for (uint32_t rank_id = 0; rank_id < 20; rank_id++) {
         st_range ranges[MOST_RANK];
@@ -106,7 +106,7 @@ static void layout_of_one_axis_per_dimension(void) {
     }
 }
 
-static void layout_of_several_axes_for_a_dimension(void) {
+static void layout_ranges_of_several_axes_for_a_dimension(void) {
     /* Dimension 0 over axes 2 and 0 of 2 x 3 x 2, the first the most significant; dimension 1 over none; dimension 2 over axis 1. */
     static const uint64_t devices[] = {2, 3, 2}, cube[] = {8, 5, 6};
     static const int64_t map[] = {2, 0, -1, 1};
@@ -135,7 +135,7 @@ static void layout_of_several_axes_for_a_dimension(void) {
     CHECK(is_range(ranges[0], 6, 8) && is_range(ranges[1], 2, 3) && is_range(ranges[2], 0, 5));
 }
 
-static void layout_with_an_optimizer_shard(void) {
+static void layout_ranges_with_an_optimizer_shard(void) {
     st_layout layout = layout_of_rows();
     const int64_t shards[] = {2, -1};
     for (size_t i = 0; i < LEN(shards); i++) {
@@ -149,7 +149,7 @@ static void layout_with_an_optimizer_shard(void) {
     }
 }
 
-static void layout_of_scalars_and_of_nothing(void) {
+static void layout_ranges_of_scalars_and_of_nothing(void) {
     st_layout layout = layout_of_rows();
     const uint64_t none[] = {0, 8};
     st_range ranges[2];
@@ -461,10 +461,10 @@ static const test_case cases[] = {
     CASE(split_range_is_that_of_array_split),
     CASE(split_range_of_the_largest_numbers),
     CASE(split_range_refuses_ranks_that_are_not_there),
-    CASE(layout_of_one_axis_per_dimension),
-    CASE(layout_of_several_axes_for_a_dimension),
-    CASE(layout_with_an_optimizer_shard),
-    CASE(layout_of_scalars_and_of_nothing),
+    CASE(layout_ranges_of_one_axis_per_dimension),
+    CASE(layout_ranges_of_several_axes_for_a_dimension),
+    CASE(layout_ranges_with_an_optimizer_shard),
+    CASE(layout_ranges_of_scalars_and_of_nothing),
     CASE(device_matrix_that_is_none),
     CASE(tensor_map_that_does_not_fit),
     CASE(tensor_map_of_another_number_of_dimensions),

@@ -581,6 +581,87 @@ static void copy_that_cannot_be_read(void) {
     }
 }
 
+static void prefetch_holds_nothing(void) {
+    for (size_t s = 0; s < LEN(fixture_storages); s++)
+        for (size_t shift = 0; shift < 2; shift++) {
+            st_checkpoint *checkpoint = fixture_open(tensors_of("U16", 2, sizes, COUNT, shift), fixture_storages[s], 0);
+            const size_t wanted[] = {E, A, A, EMPTY}, beyond[] = {A, COUNT};
+            OK(st_prefetch(checkpoint, wanted, LEN(wanted), &err));
+            FAILS(ST_ERR_OUT_OF_RANGE, st_prefetch(checkpoint, beyond, LEN(beyond), &err));
+            sums_are(checkpoint, 0, 0, 0);
+            counts_are(checkpoint, ST_ALL, 0, 0, 0);
+            CHECK(is_right(acquire(checkpoint, E), E));
+            counts_are(checkpoint, E, 0, 1, 0);
+            st_close(checkpoint);
+        }
+}
+
+static void evict_frees_the_copy(void) {
+    st_checkpoint *checkpoint = fixture_open(tensors_of("U16", 2, sizes, COUNT, 1), ST_STORAGE_READ, 0);
+    use(checkpoint, A);
+    acquire(checkpoint, B);
+    OK(st_evict(checkpoint, A, 0, &err));
+    sums_are(checkpoint, 2000, 2000, 2000);
+    /* What is not held, or was never, needs no eviction. */
+    OK(st_evict(checkpoint, A, ST_EVICT_PAGE_CACHE, &err));
+    OK(st_evict(checkpoint, C, 0, &err));
+    counts_are(checkpoint, ST_ALL, 0, 2, 1);
+    FAILS(ST_ERR_IN_USE, st_evict(checkpoint, B, 0, &err));
+    OK(st_evict(checkpoint, ST_ALL, 0, &err));
+    sums_are(checkpoint, 2000, 2000, 2000);
+    release(checkpoint, B);
+    OK(st_evict(checkpoint, ST_ALL, ST_EVICT_PAGE_CACHE, &err));
+    sums_are(checkpoint, 0, 0, 0);
+    /* It is read anew. */
+    CHECK(is_right(acquire(checkpoint, A), A));
+    counts_are(checkpoint, A, 0, 2, 1);
+    st_close(checkpoint);
+}
+
+static void set_budget_evicts_the_least_recently_used(void) {
+    st_checkpoint *checkpoint = fixture_open(tensors_of("U16", 2, sizes, COUNT, 1), ST_STORAGE_READ, 0);
+    use(checkpoint, A);
+    use(checkpoint, B);
+    use(checkpoint, C);
+    OK(st_set_budget(checkpoint, 6000, &err));
+    sums_are(checkpoint, 0, 6000, 6000);
+    OK(st_set_budget(checkpoint, 5999, &err));
+    CHECK(!is_held(checkpoint, A) && is_held(checkpoint, B) && is_held(checkpoint, C));
+    CHECK(look(checkpoint, ST_ALL).budget == 5999 && look(checkpoint, C).budget == 5999);
+    OK(st_set_budget(checkpoint, 3000, &err));
+    CHECK(!is_held(checkpoint, B) && is_held(checkpoint, C));
+    OK(st_set_budget(checkpoint, 0, &err));
+    CHECK(is_held(checkpoint, C) && look(checkpoint, ST_ALL).budget == 0);
+    OK(st_set_budget(checkpoint, 1, &err));
+    sums_are(checkpoint, 0, 0, 0);
+    counts_are(checkpoint, ST_ALL, 0, 3, 3);
+    st_close(checkpoint);
+}
+
+static void residency_tells_one_tensor_and_all(void) {
+    st_checkpoint *checkpoint = fixture_open(tensors_of("U16", 2, sizes, COUNT, 1), ST_STORAGE_READ, 0);
+    acquire(checkpoint, A);
+    use(checkpoint, C);
+    use(checkpoint, C);
+    st_residency_info info;
+    OK(st_residency(checkpoint, A, &info, &err));
+    CHECK(info.in_use_bytes == 1000 && info.copied_bytes == 1000 && info.charged_bytes == 1000);
+    CHECK(info.resident_bytes == 1000 && info.hits == 0 && info.misses == 1 && info.evictions == 0);
+    OK(st_residency(checkpoint, C, &info, &err));
+    CHECK(info.in_use_bytes == 0 && info.copied_bytes == 3000 && info.charged_bytes == 3000);
+    CHECK(info.resident_bytes == 3000 && info.hits == 1 && info.misses == 1);
+    OK(st_residency(checkpoint, B, &info, &err));
+    CHECK(info.copied_bytes == 0 && info.charged_bytes == 0 && info.resident_bytes == 0 && info.misses == 0);
+    OK(st_residency(checkpoint, ST_ALL, &info, &err));
+    CHECK(info.in_use_bytes == 1000 && info.copied_bytes == 4000 && info.charged_bytes == 4000);
+    CHECK(info.resident_bytes == 4000 && info.hits == 1 && info.misses == 2 && info.evictions == 0);
+    evict(checkpoint, C);
+    OK(st_residency(checkpoint, ST_ALL, &info, &err));
+    CHECK(info.copied_bytes == 1000 && info.resident_bytes == 1000 && info.evictions == 1);
+    release(checkpoint, A);
+    st_close(checkpoint);
+}
+
 enum { MANY = 20000 };
 
 /* Their places are all the same: none is before or after another. */
@@ -676,6 +757,10 @@ static const test_case cases[] = {
     CASE(release_from_another_thread),
     CASE(close_leaves_what_is_in_use_to_the_last),
     CASE(copy_that_cannot_be_read),
+    CASE(prefetch_holds_nothing),
+    CASE(evict_frees_the_copy),
+    CASE(set_budget_evicts_the_least_recently_used),
+    CASE(residency_tells_one_tensor_and_all),
     CASE(many_tensors_without_bytes),
     CASE(checkpoint_without_tensors),
     CASE(fork_copies_the_account),

@@ -145,16 +145,71 @@ fn every_function_is_documented() {
     }
 }
 
-/// Whoever looks for the test of `st_find_prefix` finds `find_prefix` in the C tests.
+/// The functions that a section of the header declares, without `st_`.
+fn functions_of(section: &str) -> Vec<String> {
+    let source = fs::read_to_string(root().join("src/ffi").join(section).with_extension("rs")).unwrap();
+    let declarations = source.lines().filter_map(|line| {
+        let line =
+            line.strip_prefix("pub unsafe extern \"C\" fn ").or_else(|| line.strip_prefix("pub extern \"C\" fn "))?;
+        line.strip_prefix("st_")?.split('(').next()
+    });
+    declarations.map(str::to_owned).collect()
+}
+
+/// The names in the case table of a C source, and the body of each.
+fn cases_of(source: &str) -> Vec<(String, String)> {
+    let names = source.lines().filter_map(|line| line.trim().strip_prefix("CASE(")?.strip_suffix("),"));
+    let body_of = |name: &str| {
+        let (_, body) =
+            source.split_once(&format!("static void {name}(void) {{\n")).unwrap_or_else(|| panic!("no {name}"));
+        body.split("\n}\n").next().unwrap().to_owned()
+    };
+    names.map(|name| (name.to_owned(), body_of(name))).collect()
+}
+
+/// The functions of a section that no case is for. A case is for the function whose name it begins with, the longest if there are
+/// several, and it calls that function.
+fn functions_without_a_case(functions: &[String], cases: &[(String, String)]) -> Vec<String> {
+    let is_for = |case: &str, function: &str| {
+        case.strip_prefix(function).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    };
+    let tested = cases.iter().filter_map(|(case, body)| {
+        let function =
+            functions.iter().filter(|function| is_for(case, function)).max_by_key(|function| function.len())?;
+        body.contains(&format!("st_{function}(")).then_some(function)
+    });
+    let tested: Vec<&String> = tested.collect();
+    functions.iter().filter(|function| !tested.contains(function)).cloned().collect()
+}
+
+/// Whoever looks for the tests of `st_find_prefix`, of the section `directory`, finds them in `tests/c/directory.c`, as cases
+/// `find_prefix` or `find_prefix_...`.
 #[test]
-fn every_function_is_called_by_a_c_test() {
-    let tests: String = fs::read_dir(root().join("tests/c"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "c"))
-        .map(|path| fs::read_to_string(path).unwrap())
-        .collect();
-    for (name, _) in documented_functions() {
-        assert!(tests.contains(&format!("{name}(")), "no C test calls {name}");
+fn every_function_has_a_case_in_the_file_of_its_section() {
+    let mut functions_len = 0;
+    for (section, _) in SECTIONS {
+        let functions = functions_of(section);
+        let source = fs::read_to_string(root().join("tests/c").join(section).with_extension("c")).unwrap();
+        let missing = functions_without_a_case(&functions, &cases_of(&source));
+        assert!(
+            missing.is_empty(),
+            "tests/c/{section}.c has no case that is named after and calls st_{}",
+            missing.join(", st_")
+        );
+        functions_len += functions.len();
     }
+    assert_eq!(functions_len, documented_functions().len());
+}
+
+#[test]
+fn a_function_needs_a_case_of_its_own() {
+    let functions = ["find".to_owned(), "find_n".to_owned(), "len".to_owned(), "tensor_info".to_owned()];
+    let missing = |source: &str| functions_without_a_case(&functions, &cases_of(source)).join(" ");
+    // Called, but not in a case of its name; in a case of its name, but not called; in none that is in the table.
+    let source = "static void find_n_of_a_part(void) {\n    st_find(a);\n    st_find_n(a);\n    st_len(a);\n}\n\
+                  static void tensor_info_outside(void) {\n    CHECK(1);\n}\n\
+                  static void len(void) {\n    st_len(a);\n}\n\
+                  static const test_case cases[] = {\n    CASE(find_n_of_a_part),\n    CASE(tensor_info_outside),\n};\n";
+    assert_eq!(missing(source), "find len tensor_info");
+    assert_eq!(missing(&source.replace("CHECK(1)", "st_tensor_info(a)").replace("};", "    CASE(len),\n};")), "find");
 }
