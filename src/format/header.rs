@@ -12,6 +12,11 @@ pub const MAX_HEADER_LEN: usize = 100_000_000;
 /// The bytes before the header: its length as a 64-bit little-endian number.
 pub const PREFIX_LEN: usize = 8;
 
+/// Length in bytes of a file with such a header. 128 bits, because the data may claim nearly 2^64 bytes.
+pub(super) fn described_len(header_len: usize, data_len: u64) -> u128 {
+    PREFIX_LEN as u128 + header_len as u128 + u128::from(data_len)
+}
+
 /// The length in bytes of the header of a file of `file_len` bytes that starts with `prefix`.
 ///
 /// # Errors
@@ -108,12 +113,11 @@ impl Header {
     ///
     /// `Truncated` or `TrailingBytes` of [`HeaderError`]; `DuplicateName` where that is wrong too.
     pub fn check_file_len(&self, file_len: u64) -> Result<(), HeaderError> {
-        // 128 bits, because the data may claim nearly 2^64 bytes.
-        let expected_len = PREFIX_LEN as u128 + self.header_len as u128 + u128::from(self.data_len);
-        let error = match u128::from(file_len).cmp(&expected_len) {
-            std::cmp::Ordering::Equal => return Ok(()),
-            std::cmp::Ordering::Less => HeaderError::Truncated { expected_len, file_len },
-            std::cmp::Ordering::Greater => HeaderError::TrailingBytes { expected_len, file_len },
+        let (header_len, data_len) = (self.header_len, self.data_len);
+        let error = match u64::try_from(described_len(header_len, data_len)) {
+            Ok(expected_len) if expected_len == file_len => return Ok(()),
+            Ok(expected_len) if expected_len < file_len => HeaderError::TrailingBytes { expected_len, file_len },
+            _ => HeaderError::Truncated { header_len, data_len, file_len },
         };
         Err(self.duplicate_name().unwrap_or(error))
     }

@@ -170,7 +170,7 @@ fn theirs(error: &SafeTensorError) -> Option<Verdict> {
 }
 
 fn claims_beyond_64_bits(error: &HeaderError) -> bool {
-    matches!(error, HeaderError::Truncated { expected_len, .. } if u64::try_from(*expected_len).is_err())
+    matches!(error, HeaderError::Truncated { header_len, data_len, .. } if data_len.checked_add(8 + *header_len as u64).is_none())
 }
 
 /// Whether the header has the duplicate, or the NUL, that it is refused for.
