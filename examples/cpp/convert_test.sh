@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs one case: convert_test.sh CASE MODEL, with the programs CONVERT, VERIFY and INSPECT, in a folder of its own below the current one.
 set -eu
+. "$(dirname "$0")/../common/interrupt.sh"
 case=$1 model=$2 here=$(cd "$(dirname "$0")" && pwd)
 rm -rf "convert_test/$case"
 mkdir -p "convert_test/$case"
@@ -154,8 +155,8 @@ interrupted)
     print_header '{"zeros":{"dtype":"U8","shape":[2147483648],"data_offsets":[0,2147483648]}}' >large
     truncate -s +2G large
     echo old >kept
-    CONVERT_ALONE=$CONVERT CONVERT=timeout
-    fails 1 ST_ERR_CANCELLED --foreground --preserve-status -s INT 0.3 "$CONVERT_ALONE" --sha256 large kept
+    CONVERT_ALONE=$CONVERT CONVERT=interrupt
+    fails 1 ST_ERR_CANCELLED "$CONVERT_ALONE" --sha256 large kept
     [ "$(cat kept)" = old ]
     ;;
 *)

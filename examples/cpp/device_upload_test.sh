@@ -2,6 +2,7 @@
 # Runs one case: device_upload_test.sh CASE MODEL, with the programs UPLOAD and CONVERT, and the folder FAKES of runtimes that are
 # none, in a folder of its own below the current one.
 set -eu
+. "$(dirname "$0")/../common/interrupt.sh"
 case=$1 model=$2
 rm -rf "device_upload_test/$case"
 mkdir -p "device_upload_test/$case"
@@ -152,10 +153,9 @@ bad_input)
 interrupted)
     # A device that is slow.
     export FAKE_DELAY_US=20000
-    UPLOAD_ALONE=$UPLOAD UPLOAD=timeout
+    UPLOAD_ALONE=$UPLOAD UPLOAD=interrupt
     for device in cuda acl; do
-        expect 1 ST_ERR_CANCELLED --foreground --preserve-status -s INT 0.5 \
-            "$UPLOAD_ALONE" --device $device --staging 1MiB --piece 64KiB "$model"
+        expect 1 ST_ERR_CANCELLED "$UPLOAD_ALONE" --device $device --staging 1MiB --piece 64KiB "$model"
     done
     ;;
 *)
