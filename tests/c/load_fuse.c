@@ -65,7 +65,7 @@ static void mount_slow(const char *options) {
         execl(program, program, folder, mountpoint, "-f", *options ? "-o" : NULL, options, (char *)NULL);
         _exit(127);
     }
-    for (int i = 0; i < 1000 && !is_mounted(); i++) {
+    for (int i = 0; i < 12000 && !is_mounted(); i++) {
         usleep(10000);
         if (waitpid(server, NULL, WNOHANG) != 0) {
             server = 0;

@@ -75,9 +75,9 @@ static void drop_from_cache(const char *path) {
         SKIP("files stay in the page cache here");
 }
 
-/* Waits until so many bytes are cached; some seconds at most. */
+/* Waits until so many bytes are cached; two minutes at most. */
 static bool gets_cached(const char *path, size_t start, size_t len, size_t at_least) {
-    for (int i = 0; i < 1000; i++) {
+    for (int i = 0; i < 24000; i++) {
         if (cached(path, start, len) >= at_least)
             return true;
         nanosleep(&(struct timespec){0, 5000000}, NULL);

@@ -258,7 +258,7 @@ static void fork_while_prefetching(void) {
         const pid_t child = fork();
         CHECK(child >= 0);
         if (child == 0) {
-            alarm(30);
+            alarm(600);
             const st_range range = {1000, 1001};
             unsigned char byte;
             if (i % 3)

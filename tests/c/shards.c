@@ -352,9 +352,7 @@ static void opening_leaves_no_threads(void) {
         OK(st_open(folder, NULL, &checkpoint, &err));
         st_close(checkpoint);
     }
-    for (int i = 0; i < 1000 && test_entries("/proc/self/task") != before; i++)
-        usleep(10000);
-    CHECK(test_entries("/proc/self/task") == before);
+    test_threads_end(before);
 }
 
 static int open_files(void) {

@@ -210,7 +210,7 @@ size_t test_entries(const char *folder) {
 }
 
 void test_threads_end(size_t before) {
-    for (int i = 0; i < 1000 && test_entries("/proc/self/task") != before; i++)
+    for (int i = 0; i < 12000 && test_entries("/proc/self/task") != before; i++)
         usleep(10000);
     CHECK(test_entries("/proc/self/task") == before);
 }

@@ -233,11 +233,16 @@ static void verify_each_kind_alone_and_together(void) {
 }
 
 static void verify_finds_a_flipped_bit(void) {
+    size_t turn = 0;
     for (size_t part = 0; part < PARTS; part++) {
         if (part == EMPTY)
             continue;
+        const size_t only = turn++ % LEN(fixture_storages);
         const char *path = write_damaged("flipped.safetensors", SUMS, part);
-        for (size_t s = 0; s < LEN(fixture_storages); s++)
+        for (size_t s = 0; s < LEN(fixture_storages); s++) {
+            /* Each storage has its turn. */
+            if (test_is_instrumented() && s != only)
+                continue;
             for (uint32_t checks = 0; checks <= ALL_CHECKS; checks += test_is_instrumented() ? ALL_CHECKS : 1) {
                 st_checkpoint *checkpoint;
                 OK(open_as(path, fixture_storages[s], 0, ST_VERIFY_NONE, &checkpoint));
@@ -259,6 +264,7 @@ static void verify_finds_a_flipped_bit(void) {
                 CHECK(st_verify(checkpoint, &options, NULL, NULL) == ST_ERR_CHECKSUM_MISMATCH);
                 st_close(checkpoint);
             }
+        }
     }
 }
 

@@ -128,14 +128,14 @@ fn next_gives_each_to_one_of_many_threads() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| loop {
-                match load.next(Some(Duration::from_secs(60))).unwrap() {
+                match load.next(Some(Duration::from_secs(600))).unwrap() {
                     Next::Loaded(loaded) => {
                         std::thread::sleep(Duration::from_micros(300));
                         seen.lock().unwrap().push(loaded.tag);
                         load.recycle(loaded.buffer).unwrap();
                     }
                     Next::Done => return,
-                    Next::Timeout => panic!("nothing has come for a minute"),
+                    Next::Timeout => panic!("nothing has come for ten minutes"),
                 }
             });
         }

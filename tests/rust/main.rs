@@ -1,6 +1,7 @@
 //! Integration tests in Rust. Those of the C API itself are in `tests/c` and `tests/cpp`, run by ctest.
 
 mod c_api;
+mod child;
 mod conformance;
 mod differential;
 mod fuzz_corpus;

@@ -1,11 +1,11 @@
 //! Opening costs the header, touching costs what is touched: a file of 100 GB, of which there is hardly anything.
 
+use crate::child::run_test;
 use crate::sample;
 use safetensors_lazy::{Checkpoint, OpenOptions};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -26,15 +26,7 @@ fn a_file_of_100_gb_costs_its_header_and_what_is_touched() {
         eprintln!("skipped: no sparse file of 100 GB here: {error}");
         return;
     }
-    let this = "resident::a_file_of_100_gb_costs_its_header_and_what_is_touched";
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", this, "--nocapture", "--test-threads=1"])
-        .env(FILE, file.path())
-        .output()
-        .unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    assert!(child.status.success() && said.contains("1 passed"), "{said}");
-    println!("{said}");
+    println!("{}", run_test("resident::a_file_of_100_gb_costs_its_header_and_what_is_touched", (FILE, file.path())));
 }
 
 fn measure(path: &Path) {

@@ -39,7 +39,7 @@ fn check(bytes: &[u8], index: usize, offset: u64) {
 fn take(load: &Load) -> usize {
     let mut taken = 0;
     loop {
-        match load.next(Some(Duration::from_secs(60))).unwrap() {
+        match load.next(Some(Duration::from_secs(600))).unwrap() {
             Next::Loaded(loaded) => {
                 // SAFETY: delivered, and not recycled.
                 let bytes = unsafe { loaded.bytes.as_ref().unwrap().as_slice() };
@@ -48,7 +48,7 @@ fn take(load: &Load) -> usize {
                 load.recycle(loaded.buffer).unwrap();
             }
             Next::Done => return taken,
-            Next::Timeout => panic!("nothing has come for a minute"),
+            Next::Timeout => panic!("nothing has come for ten minutes"),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::{entries, shard, Model, INDEX};
 use crate::c_api::open;
+use crate::child::run_test;
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
 /// Set in the process that counts.
@@ -19,7 +19,7 @@ fn threads_are_soon(expected: usize) -> bool {
         std::thread::sleep(Duration::from_millis(10));
         count("task") == expected
     };
-    (0..1000).any(|_| is_now())
+    (0..12_000).any(|_| is_now())
 }
 
 /// A process of its own, because the other tests' descriptors and threads come and go.
@@ -28,14 +28,7 @@ fn opening_leaves_no_descriptors_and_no_threads() {
     if std::env::var_os(COUNTING).is_some() {
         return open_and_count();
     }
-    let this = "shards::leaks::opening_leaves_no_descriptors_and_no_threads";
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", this, "--nocapture", "--test-threads=1"])
-        .env(COUNTING, "1")
-        .output()
-        .unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    assert!(child.status.success() && said.contains("1 passed"), "{said}");
+    run_test("shards::leaks::opening_leaves_no_descriptors_and_no_threads", (COUNTING, "1"));
 }
 
 /// A status, and the damage that leads to it.
