@@ -84,7 +84,8 @@ private:
 
 namespace detail {
 
-inline void check(st_status status, const st_error &err) {
+// Throws the failure of a C function: the status that it returned, and the error that it wrote.
+inline void throw_if_failed(st_status status, const st_error &err) {
     if (status != ST_OK)
         throw Error(status, err.message, err.os_error);
 }
@@ -107,7 +108,7 @@ inline std::string quoted(std::string_view name) {
 // A string for C, which ends at the first NUL: a string with one inside would mean something else there.
 inline const char *c_string(const std::string &text) {
     if (text.find('\0') != std::string::npos)
-        throw Error(ST_ERR_INVALID_ARGUMENT, quoted(text) + " contains a NUL");
+        throw Error(ST_ERR_INVALID_ARGUMENT, detail::quoted(text) + " contains a NUL");
     return text.c_str();
 }
 
@@ -170,7 +171,7 @@ template <> struct Element<std::uint64_t> : ElementOf<ST_DTYPE_U64> {};
 using Ranges = std::vector<st_range>;
 
 // A whole dimension, as a range.
-inline constexpr st_range All{0, ST_END};
+inline constexpr st_range whole{0, ST_END};
 
 namespace detail {
 
@@ -179,35 +180,35 @@ template <class T> void check_size(st_dtype dtype, std::string_view name) {
     static_assert(std::is_trivially_copyable_v<T> && !std::is_same_v<T, bool>,
                   "the bytes of a file can only become a trivial type that every value is valid for");
     if (sizeof(T) * 8 != st_dtype_bits(dtype))
-        throw Error(ST_ERR_UNSUPPORTED, "tensor " + quoted(name) + " of " + st_dtype_name(dtype) + " has elements of " +
+        throw Error(ST_ERR_UNSUPPORTED, "tensor " + detail::quoted(name) + " of " + st_dtype_name(dtype) + " has elements of " +
                                             std::to_string(st_dtype_bits(dtype)) + " bits, not " +
                                             std::to_string(sizeof(T) * 8));
 }
 
 // nbytes bytes at data, as elements of type T; throws unless T has the size of the dtype's elements and data suits its alignment.
 template <class T> Span<const T> elements(const void *data, std::size_t nbytes, st_dtype dtype, std::string_view name) {
-    check_size<T>(dtype, name);
+    detail::check_size<T>(dtype, name);
     if (reinterpret_cast<std::uintptr_t>(data) % alignof(T) != 0)
-        throw Error(ST_ERR_MISALIGNED, "tensor " + quoted(name) + " is not aligned to " + std::to_string(alignof(T)) + " bytes");
+        throw Error(ST_ERR_MISALIGNED, "tensor " + detail::quoted(name) + " is not aligned to " + std::to_string(alignof(T)) + " bytes");
     return {static_cast<const T *>(data), nbytes / sizeof(T)};
 }
 
 template <class T> void check_dtype(st_dtype dtype, std::string_view name) {
     if (!Element<std::remove_cv_t<T>>::is(dtype))
-        throw Error(ST_ERR_UNSUPPORTED, "tensor " + quoted(name) + " has the dtype " + st_dtype_name(dtype) +
+        throw Error(ST_ERR_UNSUPPORTED, "tensor " + detail::quoted(name) + " has the dtype " + st_dtype_name(dtype) +
                                             ", which is not that of the type asked for");
 }
 
 inline st_residency_info residency(const st_checkpoint *handle, std::size_t index) {
     st_residency_info info{};
     st_error err;
-    check(st_residency(handle, index, &info, &err), err);
+    detail::throw_if_failed(st_residency(handle, index, &info, &err), err);
     return info;
 }
 
 inline void evict(st_checkpoint *handle, std::size_t index, std::uint32_t flags) {
     st_error err;
-    check(st_evict(handle, index, flags, &err), err);
+    detail::throw_if_failed(st_evict(handle, index, flags, &err), err);
 }
 
 } // namespace detail
@@ -298,7 +299,7 @@ public:
     const void *data() const {
         const void *data = nullptr;
         st_error err;
-        detail::check(st_tensor_ptr(handle_, index_, &data, nullptr, &err), err);
+        detail::throw_if_failed(st_tensor_ptr(handle_, index_, &data, nullptr, &err), err);
         return data;
     }
 
@@ -337,7 +338,7 @@ public:
     View view(const Ranges &ranges = {}) const {
         View view;
         st_error err;
-        detail::check(st_tensor_view(handle_, index_, first(ranges), ranges.size(), &view.view_, &err), err);
+        detail::throw_if_failed(st_tensor_view(handle_, index_, first(ranges), ranges.size(), &view.view_, &err), err);
         view.name_ = name();
         return view;
     }
@@ -345,14 +346,14 @@ public:
     // Copies the tensor or a slice of it to memory of the caller's: st_tensor_read.
     void read(void *dst, std::size_t dst_len, const Ranges &ranges = {}) const {
         st_error err;
-        detail::check(st_tensor_read(handle_, index_, first(ranges), ranges.size(), dst, dst_len, &err), err);
+        detail::throw_if_failed(st_tensor_read(handle_, index_, first(ranges), ranges.size(), dst, dst_len, &err), err);
     }
 
     // A slice as DLPack tensor: st_tensor_dlpack. The caller owns it and frees it by its deleter.
     DLManagedTensorVersioned *dlpack(const Ranges &ranges = {}) const {
         DLManagedTensorVersioned *out = nullptr;
         st_error err;
-        detail::check(st_tensor_dlpack(handle_, index_, first(ranges), ranges.size(), &out, &err), err);
+        detail::throw_if_failed(st_tensor_dlpack(handle_, index_, first(ranges), ranges.size(), &out, &err), err);
         return out;
     }
 
@@ -360,7 +361,7 @@ public:
     DLManagedTensor *dlpack_unversioned(const Ranges &ranges = {}) const {
         DLManagedTensor *out = nullptr;
         st_error err;
-        detail::check(st_tensor_dlpack_unversioned(handle_, index_, first(ranges), ranges.size(), &out, &err), err);
+        detail::throw_if_failed(st_tensor_dlpack_unversioned(handle_, index_, first(ranges), ranges.size(), &out, &err), err);
         return out;
     }
 
@@ -395,13 +396,13 @@ private:
     Tensor() = default; // none: what a Pin has that was moved from
     Tensor(st_checkpoint *handle, std::size_t index) : handle_(handle), index_(index) {
         st_error err;
-        detail::check(st_tensor_info(handle, index, &info_, &err), err);
+        detail::throw_if_failed(st_tensor_info(handle, index, &info_, &err), err);
     }
 
     static const st_range *first(const Ranges &ranges) noexcept { return ranges.empty() ? nullptr : ranges.data(); }
 
     // For functions whose errors cannot name the tensor.
-    void check(st_status status, const st_error &err) const {
+    void throw_if_failed(st_status status, const st_error &err) const {
         if (status != ST_OK)
             throw Error(status, "tensor " + detail::quoted(name()) + ": " + err.message, err.os_error);
     }
@@ -458,8 +459,8 @@ private:
         const st_status status =
             st_tensor_read(tensor_.handle_, tensor_.index_, Tensor::first(ranges_), ranges_.size(), nullptr, 0, &err);
         if (status != ST_ERR_BUFFER_TOO_SMALL)
-            detail::check(status, err);
-        ranges_.resize(tensor_.rank(), All);
+            detail::throw_if_failed(status, err);
+        ranges_.resize(tensor_.rank(), whole);
         shape_.reserve(tensor_.rank());
         std::uint64_t elements = 1; // of a part of the tensor, or 0: this fits
         for (std::size_t d = 0; d < ranges_.size(); ++d) {
@@ -557,7 +558,7 @@ private:
 
     explicit Pin(const Tensor &tensor) : tensor_(tensor) {
         st_error err;
-        detail::check(st_acquire(tensor_.handle_, tensor_.index_, &data_, nullptr, &err), err);
+        detail::throw_if_failed(st_acquire(tensor_.handle_, tensor_.index_, &data_, nullptr, &err), err);
         st_retain(tensor_.handle_);
     }
 
@@ -583,16 +584,16 @@ inline Slice Tensor::slice(Ranges ranges) const { return {*this, std::move(range
 inline Slice Tensor::shard(std::size_t dim, std::uint32_t rank, std::uint32_t world) const {
     if (dim >= shape().size())
         throw Error(ST_ERR_OUT_OF_RANGE, "tensor " + detail::quoted(name()) + " has no dimension " + std::to_string(dim));
-    Ranges ranges(dim + 1, All);
+    Ranges ranges(dim + 1, whole);
     st_error err;
-    check(st_split_range(shape()[dim], rank, world, &ranges[dim], &err), err);
+    throw_if_failed(st_split_range(shape()[dim], rank, world, &ranges[dim], &err), err);
     return slice(std::move(ranges));
 }
 
 inline Slice Tensor::layout(const st_layout &layout, std::uint32_t rank_id) const {
     Ranges ranges(rank());
     st_error err;
-    check(st_layout_ranges(&layout, info_.shape, info_.rank, rank_id, ranges.data(), &err), err);
+    throw_if_failed(st_layout_ranges(&layout, info_.shape, info_.rank, rank_id, ranges.data(), &err), err);
     return slice(std::move(ranges));
 }
 
@@ -655,7 +656,7 @@ class Task {
 public:
     Task() {
         st_error err;
-        detail::check(st_task_new(&handle_, &err), err);
+        detail::throw_if_failed(st_task_new(&handle_, &err), err);
     }
 
     Task(const Task &) = delete;
@@ -711,7 +712,7 @@ public:
     explicit operator bool() const noexcept { return status_ == ST_OK; }
 
     // Throws ST_ERR_CHECKSUM_MISMATCH if something is not.
-    void check() const { detail::check(status_, err_); }
+    void (check)() const { detail::throw_if_failed(status_, err_); }
 
     // Names the first tensor, or file, that is damaged; "" if there is none.
     std::string_view message() const &noexcept { return status_ == ST_OK ? "" : err_.message; }
@@ -963,7 +964,7 @@ public:
     // ST_OK, or why it failed.
     st_status status() const noexcept { return loaded_.status; }
     // Throws that, if it failed.
-    void check() const { detail::check(loaded_.status, err_); }
+    void (check)() const { detail::throw_if_failed(loaded_.status, err_); }
     // Why it failed, in words; "" if it has not.
     std::string_view message() const &noexcept { return loaded_.status == ST_OK ? "" : err_.message; }
     std::string_view message() const && = delete;
@@ -1032,7 +1033,7 @@ private:
     const st_loaded &checked() const {
         if (!load_)
             throw Error(ST_ERR_INVALID_ARGUMENT, "what was loaded was moved from");
-        check();
+        detail::throw_if_failed(loaded_.status, err_);
         if (recycled_)
             throw Error(ST_ERR_INVALID_ARGUMENT, "the bytes of tensor " + detail::quoted(tensor().name()) + " were handed back");
         if (loaded_.buffer != 0 && load_->is_free())
@@ -1087,7 +1088,7 @@ public:
             try {
                 place.loaded = Load::next_of_loop(place.load);
                 if (place.loaded)
-                    place.loaded->check();
+                    (place.loaded->check)();
             } catch (...) {
                 place.let_go();
                 throw;
@@ -1150,7 +1151,7 @@ public:
 
     // The same, for so long at most: none also if nothing has arrived in time (see is_done), full staging memory included.
     std::optional<Loaded> next(std::chrono::milliseconds timeout) const {
-        return next_of(load_, std::max<std::int64_t>(timeout.count(), 0));
+        return next_of(load_, (std::max<std::int64_t>)(timeout.count(), 0));
     }
 
     // Whether everything was delivered, and next found that out.
@@ -1220,7 +1221,7 @@ public:
     explicit Checkpoint(const std::string &path, OpenOptions options = {}) {
         st_open_options c_options = c(options);
         st_error err;
-        detail::check(st_open(detail::c_string(path), &c_options, &handle_, &err), err);
+        detail::throw_if_failed(st_open(detail::c_string(path), &c_options, &handle_, &err), err);
     }
 
     // The same, by name.
@@ -1231,7 +1232,7 @@ public:
         st_open_options c_options = c(options);
         st_checkpoint *handle = nullptr;
         st_error err;
-        detail::check(st_open_buffer(data, len, &c_options, &handle, &err), err);
+        detail::throw_if_failed(st_open_buffer(data, len, &c_options, &handle, &err), err);
         return Checkpoint(handle);
     }
 
@@ -1341,7 +1342,7 @@ public:
         for (auto &&tensor : tensors)
             indices.push_back(index_of(tensor));
         st_error err;
-        detail::check(st_prefetch(handle_, indices.data(), indices.size(), &err), err);
+        detail::throw_if_failed(st_prefetch(handle_, indices.data(), indices.size(), &err), err);
     }
 
     // Takes tensors out of memory, one after the other: st_evict. Throws ST_ERR_IN_USE at the first that is pinned.
@@ -1357,7 +1358,7 @@ public:
     // Changes the budget, for all who share the checkpoint: st_set_budget. 0 is none.
     void set_budget(std::uint64_t bytes) const {
         st_error err;
-        detail::check(st_set_budget(handle_, bytes, &err), err);
+        detail::throw_if_failed(st_set_budget(handle_, bytes, &err), err);
     }
 
     // What is in memory of all tensors: st_residency.
@@ -1365,7 +1366,7 @@ public:
 
     // Reads all tensors and compares them with the checksums that the checkpoint has, and with those of the options: st_verify. That
     // they do not match is told by the result; everything else is thrown, such as ST_ERR_CHECKSUM_MISSING.
-    Verified verify(const VerifyOptions &options = {}) const {
+    Verified (verify)(const VerifyOptions &options = {}) const {
         st_verify_options c_options = ST_VERIFY_OPTIONS_INIT;
         c_options.checks = options.checks;
         c_options.flags = options.flags;
@@ -1376,7 +1377,7 @@ public:
         Verified verified;
         verified.status_ = st_verify(handle_, &c_options, &verified.report_, &verified.err_);
         if (verified.status_ != ST_ERR_CHECKSUM_MISMATCH)
-            verified.check();
+            detail::throw_if_failed(verified.status_, verified.err_);
         return verified;
     }
 
@@ -1454,7 +1455,7 @@ private:
         c_options.over_read = options.over_read;
         auto running = std::make_shared<detail::Running>(handle_); // before there is a load that it could fail to own
         st_error err;
-        detail::check(st_load_start(handle_, c_requests.data(), c_requests.size(), &c_options, &running->handle, &err), err);
+        detail::throw_if_failed(st_load_start(handle_, c_requests.data(), c_requests.size(), &c_options, &running->handle, &err), err);
         return Load(std::move(running));
     }
     Load load_kept(const std::vector<Request> &requests, const LoadOptions &options) const {
@@ -1570,8 +1571,8 @@ private:
         explicit Layout(const Checkpoint &checkpoint) : shifts(checkpoint.shards(), UINT64_MAX) {
             std::vector<std::uint64_t> ends(shifts.size());
             for (const Tensor tensor : checkpoint) {
-                shifts[tensor.shard()] = std::min(shifts[tensor.shard()], tensor.file_offset());
-                ends[tensor.shard()] = std::max(ends[tensor.shard()], tensor.file_offset() + tensor.nbytes());
+                shifts[tensor.shard()] = (std::min)(shifts[tensor.shard()], tensor.file_offset());
+                ends[tensor.shard()] = (std::max)(ends[tensor.shard()], tensor.file_offset() + tensor.nbytes());
             }
             std::uint64_t end = 0;
             for (std::size_t shard = 0; shard < shifts.size(); ++shard) {
@@ -1593,24 +1594,24 @@ private:
 
     struct Unmap {
         std::size_t nbytes;
-        void operator()(std::byte *start) const noexcept { munmap(start, nbytes); }
+        void operator()(std::byte *start) const noexcept { ::munmap(start, nbytes); }
     };
     using Memory = std::unique_ptr<std::byte, Unmap>;
 
     // Whole pages, which the system fills with zeros when they are touched, aligned so that all of them may be huge.
     static Memory pages(std::size_t nbytes) {
         constexpr std::size_t page = 64 << 10; // the largest that Linux has
-        nbytes = (std::max<std::size_t>(nbytes, 1) + page - 1) / page * page;
+        nbytes = ((std::max<std::size_t>)(nbytes, 1) + page - 1) / page * page;
         const std::size_t room = nbytes + huge_page;
-        void *mapped = mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void *mapped = ::mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (mapped == MAP_FAILED)
             throw Error(ST_ERR_NO_MEMORY, "there is no memory for " + std::to_string(nbytes) + " bytes of tensors", errno);
         std::byte *const first = static_cast<std::byte *>(mapped);
         const std::size_t before = (huge_page - reinterpret_cast<std::uintptr_t>(mapped) % huge_page) % huge_page;
         if (before > 0)
-            munmap(first, before);
-        munmap(first + before + nbytes, huge_page - before);
-        madvise(first + before, nbytes, MADV_HUGEPAGE); // as well as it can
+            ::munmap(first, before);
+        ::munmap(first + before + nbytes, huge_page - before);
+        ::madvise(first + before, nbytes, MADV_HUGEPAGE); // as well as it can
         return Memory(first + before, Unmap{nbytes});
     }
 
@@ -1690,7 +1691,7 @@ public:
         c_options.max_shard_bytes = options.max_shard_bytes;
         c_options.task = options.task ? options.task->get() : nullptr;
         st_error err;
-        detail::check(st_writer_open(detail::c_string(path), &c_options, &handle_, &err), err);
+        detail::throw_if_failed(st_writer_open(detail::c_string(path), &c_options, &handle_, &err), err);
     }
 
     Writer(const Writer &) = delete;
@@ -1711,7 +1712,7 @@ public:
     void metadata(std::string_view key, std::string_view value) {
         const std::string c_key(key), c_value(value);
         st_error err;
-        detail::check(st_writer_metadata(handle_, detail::c_string(c_key), detail::c_string(c_value), &err), err);
+        detail::throw_if_failed(st_writer_metadata(handle_, detail::c_string(c_key), detail::c_string(c_value), &err), err);
     }
 
     // Adds a tensor whose bytes are all in memory: st_writer_add. They must stay there unchanged until finish has succeeded or the
@@ -1719,7 +1720,7 @@ public:
     void add(std::string_view name, st_dtype dtype, const Shape &shape, const void *data, std::size_t nbytes) {
         const std::string c_name(name);
         st_error err;
-        detail::check(st_writer_add(handle_, detail::c_string(c_name), dtype, shape.data(), shape.size(), data, nbytes, &err), err);
+        detail::throw_if_failed(st_writer_add(handle_, detail::c_string(c_name), dtype, shape.data(), shape.size(), data, nbytes, &err), err);
     }
 
     // The same, of a vector, an array or a Span, with the dtype of their type (see Element). They must stay, too; a temporary vector
@@ -1745,7 +1746,7 @@ public:
     void declare(std::string_view name, st_dtype dtype, const Shape &shape) {
         const std::string c_name(name);
         st_error err;
-        detail::check(st_writer_declare(handle_, detail::c_string(c_name), dtype, shape.data(), shape.size(), &err), err);
+        detail::throw_if_failed(st_writer_declare(handle_, detail::c_string(c_name), dtype, shape.data(), shape.size(), &err), err);
     }
 
     // Writes the next bytes of a tensor that was declared: st_writer_write. They may go afterwards; nothing can be added or declared any
@@ -1753,7 +1754,7 @@ public:
     void write(std::string_view name, const void *data, std::size_t nbytes) {
         const std::string c_name(name);
         st_error err;
-        detail::check(st_writer_write(handle_, detail::c_string(c_name), data, nbytes, &err), err);
+        detail::throw_if_failed(st_writer_write(handle_, detail::c_string(c_name), data, nbytes, &err), err);
     }
 
     // The same, of a vector, an array or a Span. It is their bytes that are written, whatever dtype was declared.
@@ -1766,7 +1767,7 @@ public:
     // and this may be called again when the cause is mended.
     void finish() {
         st_error err;
-        detail::check(st_writer_finish(handle_, &err), err);
+        detail::throw_if_failed(st_writer_finish(handle_, &err), err);
         handle_ = nullptr;
         abort();
     }

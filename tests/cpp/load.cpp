@@ -271,7 +271,7 @@ static void pieces_are_of_the_size_asked_for() {
 
 static void elements_are_typed() {
     const st::Checkpoint checkpoint = open_fixture(file);
-    const st::Slice columns = checkpoint["a"].slice({st::All, {3, 5}});
+    const st::Slice columns = checkpoint["a"].slice({st::whole, {3, 5}});
     const st::Load load = checkpoint.load({checkpoint["a"], columns, checkpoint["b.1"], checkpoint["empty"]});
     for (st::Loaded &loaded : load) {
         if (loaded.request() == 0) {

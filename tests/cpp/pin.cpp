@@ -152,7 +152,7 @@ static bool is_same_view(const st_view &a, const st_view &b) {
 /* Over a mapping both point to the same memory, so that the library's own views are the measure. */
 static void views_are_those_of_the_library() {
     const st::Checkpoint checkpoint = open_fixture(several, {ST_STORAGE_MMAP, 0});
-    const st_range all[] = {st::All, {0, 1}, {1, 2}, {0, 2}, {1, 3}, {2, 4}, {1, 1}, {2, ST_END}};
+    const st_range all[] = {st::whole, {0, 1}, {1, 2}, {0, 2}, {1, 3}, {2, 4}, {1, 1}, {2, ST_END}};
     std::size_t compared = 0, refused = 0;
     for (st::Tensor tensor : checkpoint) {
         const st::Pin pin = tensor.pin();
@@ -189,7 +189,7 @@ static void views_make_no_copy_that_stays() {
         const st::View rows = pin.view(weight.shard(0, 1, 2).ranges());
         CHECK(fixture_is(rows.data<float>().data(), SAMPLE_WEIGHT_AT + 40, 40));
         CHECK(rows.data() == static_cast<const char *>(pin.data()) + 40);
-        const st::View column = pin.view({st::All, {1, 2}});
+        const st::View column = pin.view({st::whole, {1, 2}});
         CHECK(!column.contiguous() && &column.at<float>({3, 0}) == pin.data<float>().data() + 16);
     }
     weight.evict();

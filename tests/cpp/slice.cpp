@@ -31,7 +31,7 @@ static bool is(const std::vector<float> &elements, const std::vector<float> &exp
 
 static void tells_what_it_is() {
     const st::Checkpoint checkpoint = open_fixture(file);
-    const st::Slice slice = checkpoint["m"].slice({st::All, {1, ST_END}});
+    const st::Slice slice = checkpoint["m"].slice({st::whole, {1, ST_END}});
     CHECK(slice.tensor().name() == "m" && slice.nbytes() == 36);
     CHECK(slice.shape().size() == 2 && slice.shape()[0] == 3 && slice.shape()[1] == 3);
     CHECK(slice.ranges()[0].start == 0 && slice.ranges()[0].stop == 3);
@@ -47,9 +47,9 @@ static void is_checked_when_made() {
     const st::Checkpoint checkpoint = open_fixture(file, {ST_STORAGE_READ, 0, 1});
     THROWS(ST_ERR_OUT_OF_RANGE, "[0, 4)", checkpoint["m"].slice({{0, 4}}));
     THROWS(ST_ERR_OUT_OF_RANGE, "\"m\"", checkpoint["m"].slice({{2, 1}}));
-    THROWS(ST_ERR_OUT_OF_RANGE, "3 ranges", checkpoint["m"].slice({st::All, st::All, st::All}));
-    THROWS(ST_ERR_OUT_OF_RANGE, "\"s\"", checkpoint["s"].slice({st::All}));
-    THROWS(ST_ERR_MISALIGNED, "\"f4\"", checkpoint["f4"].slice({st::All, {1, 3}}));
+    THROWS(ST_ERR_OUT_OF_RANGE, "3 ranges", checkpoint["m"].slice({st::whole, st::whole, st::whole}));
+    THROWS(ST_ERR_OUT_OF_RANGE, "\"s\"", checkpoint["s"].slice({st::whole}));
+    THROWS(ST_ERR_MISALIGNED, "\"f4\"", checkpoint["f4"].slice({st::whole, {1, 3}}));
     CHECK(checkpoint["f4"].slice({{1, 2}, {2, 4}}).nbytes() == 1);
     CHECK(checkpoint["m"].slice({{3, 3}}).nbytes() == 0 && checkpoint.residency().misses == 0);
 }
@@ -59,7 +59,7 @@ static void reads_what_is_asked_for() {
     const st::Tensor m = checkpoint["m"];
     CHECK(is(m.slice({{1, 2}}).read<float>(), {10, 11, 12, 13}));
     CHECK(is(m.slice({{1, 3}, {1, 3}}).read<float>(), {11, 12, 21, 22}));
-    CHECK(is(m.slice({st::All, {3, 4}}).read<float>(), {3, 13, 23}));
+    CHECK(is(m.slice({st::whole, {3, 4}}).read<float>(), {3, 13, 23}));
     CHECK(m.slice({{1, 1}}).read<float>().empty() && checkpoint["none"].slice().read<double>().empty());
     CHECK(is(checkpoint["s"].slice().read<float>(), {12}));
     CHECK(checkpoint["deep"].slice({{1, 2}}).read<std::uint8_t>().size() == 1);
@@ -82,7 +82,7 @@ static void reads_are_typed() {
 
 static void views_in_place() {
     const st::Checkpoint checkpoint = open_fixture(file);
-    const st::View columns = checkpoint["m"].slice({st::All, {1, 3}}).view();
+    const st::View columns = checkpoint["m"].slice({st::whole, {1, 3}}).view();
     CHECK(!columns.contiguous() && columns.at<float>({2, 1}) == 22);
     const st::View row = checkpoint["m"].slice({{1, 2}}).view();
     CHECK(row.data<float>().data() == checkpoint["m"].data<float>().data() + 4);

@@ -104,7 +104,7 @@ static void read_copies() {
     CHECK(fixture_is(bytes.data(), SAMPLE_WEIGHT_AT, SAMPLE_WEIGHT_SIZE));
     checkpoint["weight"].read(bytes.data(), 8, {{1, 2}, {0, 2}});
     CHECK(fixture_is(bytes.data(), SAMPLE_WEIGHT_AT + 20, 8));
-    checkpoint["weight"].read(bytes.data(), 16, {st::All, {4, ST_END}});
+    checkpoint["weight"].read(bytes.data(), 16, {st::whole, {4, ST_END}});
     CHECK(fixture_is(bytes.data(), SAMPLE_WEIGHT_AT + 16, 4) && fixture_is(bytes.data() + 12, SAMPLE_WEIGHT_AT + 76, 4));
     THROWS(ST_ERR_BUFFER_TOO_SMALL, "80", checkpoint["weight"].read(bytes.data(), 79));
     THROWS(ST_ERR_OUT_OF_RANGE, "dimension 0", checkpoint["weight"].read(bytes.data(), 80, {{0, 5}}));

@@ -32,7 +32,7 @@ static void of_rows_is_contiguous() {
 
 static void of_columns_is_strided() {
     const st::Checkpoint checkpoint = open_fixture(matrix);
-    const st::View columns = checkpoint["m"].view({st::All, {1, 3}});
+    const st::View columns = checkpoint["m"].view({st::whole, {1, 3}});
     CHECK(!columns.contiguous() && columns.shape()[1] == 2 && columns.nbytes() == 24);
     CHECK(columns.at<float>({0, 0}) == 1 && columns.at<float>({2, 1}) == 22);
     THROWS(ST_ERR_NOT_CONTIGUOUS, "\"m\"", columns.data<float>());
@@ -76,7 +76,7 @@ static void of_nothing() {
 static void outside_is_refused() {
     const st::Checkpoint checkpoint = open_fixture(matrix);
     THROWS(ST_ERR_OUT_OF_RANGE, "[0, 4)", checkpoint["m"].view({{0, 4}}));
-    THROWS(ST_ERR_OUT_OF_RANGE, "3 ranges", checkpoint["m"].view({st::All, st::All, st::All}));
+    THROWS(ST_ERR_OUT_OF_RANGE, "3 ranges", checkpoint["m"].view({st::whole, st::whole, st::whole}));
 }
 
 static const test_case cases[] = {

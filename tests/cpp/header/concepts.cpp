@@ -1,4 +1,4 @@
-// The header needs nothing before it, may be included twice, and is clean under warnings that its users turn on.
+// The header needs nothing before it, may be included twice, and in C++20 its classes model the concepts of <ranges>.
 #include <safetensors_lazy.hpp>
 #include <safetensors_lazy.hpp>
 
@@ -10,7 +10,7 @@ namespace st = safetensors_lazy;
 #include <ranges>
 #include <span>
 
-// What the header says of C++20: spans become std::span, also unnamed ones; and tensors are a range.
+// Spans become std::span, also unnamed ones; and tensors are a range.
 static_assert(std::is_convertible_v<st::Span<const float>, std::span<const float>>);
 static_assert(std::is_convertible_v<st::Span<float>, std::span<float>>);
 static_assert(std::is_convertible_v<st::Span<float> &, std::span<float>>);

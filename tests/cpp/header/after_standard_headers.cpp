@@ -1,0 +1,3 @@
+#include "standard_headers.hpp"
+
+#include "everything.hpp"

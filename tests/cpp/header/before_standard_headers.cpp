@@ -1,0 +1,3 @@
+#include "everything.hpp"
+
+#include "standard_headers.hpp"
