@@ -1,5 +1,5 @@
-# Turns the archive that cargo makes into one whose only global symbols are st_*: links what they need into one object, makes
-# everything else in it local, and archives that.
+# Turns the archive that cargo makes into one object with only st_* global: links the code that they need into the object, and
+# makes every other symbol in it local.
 
 function(run)
   execute_process(COMMAND ${ARGV} COMMAND_ERROR_IS_FATAL ANY)
@@ -14,11 +14,7 @@ if(NOT exported)
 endif()
 list(TRANSFORM exported REPLACE "^\n?(st_[a-z0-9_]+) T $" "-Wl,--undefined=\\1")
 
-set(object "${OUTPUT}.o")
-run(${CC} -r -nostdlib -Wl,--gc-sections ${exported} -o "${object}" "${ARCHIVE}")
-# Some versions of ar stumble over that bitcode too.
+run(${CC} -r -nostdlib -Wl,--gc-sections ${exported} -o "${OUTPUT}" "${ARCHIVE}")
+# Some versions of ar stumble over the bitcode too.
 run(${OBJCOPY} --wildcard "--keep-global-symbol=st_*" --strip-debug --remove-section=.llvmbc --remove-section=.llvmcmd
-  "${object}")
-file(REMOVE "${OUTPUT}")
-run(${AR} crs "${OUTPUT}" "${object}")
-file(REMOVE "${object}")
+  "${OUTPUT}")

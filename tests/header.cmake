@@ -65,7 +65,7 @@ foreach(compiler cxx clang)
   set(program "${CMAKE_CXX_COMPILER}")
   if(compiler STREQUAL "clang")
     if(NOT CLANGXX)
-      add_skipped_test(cpp.header.clang "there is no clang++")
+      add_skipped_test(header.clang "there is no clang++")
       continue()
     elseif(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
       continue()
@@ -76,23 +76,23 @@ foreach(compiler cxx clang)
     # A compiler that is too old for a standard is not asked for it.
     execute_process(COMMAND "${program}" ${option_${standard}} -fsyntax-only -x c++ /dev/null RESULT_VARIABLE unknown ERROR_QUIET)
     if(unknown)
-      add_skipped_test(cpp.header.${compiler}.cpp${standard} "${program} does not know ${option_${standard}}")
+      add_skipped_test(header.${compiler}.cpp${standard} "${program} does not know ${option_${standard}}")
       continue()
     endif()
     set(compile "${program}" ${option_${standard}} ${warnings} -Wold-style-cast ${include_dirs})
     foreach(unit concepts after_standard_headers before_standard_headers after_host_macros after_host_names)
-      add_header_test(cpp.header.${compiler}.cpp${standard}.${unit} ${compile} -fsyntax-only "${header_dir}/${unit}.cpp")
+      add_header_test(header.${compiler}.cpp${standard}.${unit} ${compile} -fsyntax-only "${header_dir}/${unit}.cpp")
     endforeach()
   endforeach()
   # One compiler and one standard: this compiles more than a hundred times.
   if(compiler STREQUAL "cxx")
-    add_header_test(cpp.header.cxx.cpp17.after_each_standard_header
+    add_header_test(header.cxx.cpp17.after_each_standard_header
       sh "${header_dir}/each_standard_header.sh" "${include_dir}/safetensors_lazy.hpp" "${header_dir}/standard_headers.hpp"
       "${program}" ${option_17} ${warnings} -Wold-style-cast ${include_dirs})
   endif()
-  add_header_test(c.header.${compiler}.c11.after_host_macros
+  add_header_test(header.${compiler}.c11.after_host_macros
     "${program}" -x c -std=c11 ${warnings} ${include_dirs} -fsyntax-only "${header_dir}/after_host_macros.c")
-  add_header_test(c.header.${compiler}.cpp17.after_host_macros
+  add_header_test(header.${compiler}.c_in_cpp17.after_host_macros
     "${program}" -x c++ -std=c++17 ${warnings} -Wold-style-cast ${include_dirs} -fsyntax-only "${header_dir}/after_host_macros.c")
 endforeach()
 
@@ -103,4 +103,4 @@ target_compile_definitions(cpp_header_linked PRIVATE LINKED_NAME=linked_one LINK
 target_compile_definitions(cpp_header_linked_other PRIVATE LINKED_NAME=linked_other)
 target_link_libraries(cpp_header_linked_other PRIVATE ${library})
 target_link_libraries(cpp_header_linked PRIVATE cpp_header_linked_other ${library})
-add_test(NAME cpp.header.in_two_translation_units COMMAND cpp_header_linked)
+add_test(NAME header.in_two_translation_units COMMAND cpp_header_linked)
