@@ -3,11 +3,16 @@
  * rows than there are ranks all. Prints what that took, and ends with 1 if it was more memory than the limit.
  */
 
+#include <errno.h>
 #include <inttypes.h>
 #include <safetensors_lazy.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "../common/arguments.h"
+
+static const char usage[] = "model rank world [MiB]\n";
 
 typedef struct job {
     st_checkpoint *model;
@@ -88,19 +93,39 @@ static uint64_t proc_number(const char *path, const char *key) {
     return number;
 }
 
+static int number_of(const char *text, uint32_t *number) {
+    char *end;
+    errno = 0;
+    const unsigned long long value = strtoull(text, &end, 10);
+    *number = (uint32_t)value;
+    return text[0] >= '0' && text[0] <= '9' && *end == 0 && errno == 0 && value <= UINT32_MAX;
+}
+
 int main(int argc, char **argv) {
     job job = {.checksum = 0xcbf29ce484222325};
-    unsigned limit_mib = 512;
-    if (argc < 4 || sscanf(argv[2], "%" SCNu32, &job.rank) != 1 || sscanf(argv[3], "%" SCNu32, &job.world) != 1 ||
-        (argc > 4 && sscanf(argv[4], "%u", &limit_mib) != 1) || limit_mib == 0) {
-        fprintf(stderr, "usage: %s model rank world [MiB]\n", argv[0]);
-        return 2;
-    }
+    uint32_t limit_mib = 512;
+    if (answer_help(argc, argv, usage))
+        return 0;
+    for (int i = 1; i < argc; i++)
+        if (i > 4 || argv[i][0] == '-')
+            return refuse_argument(argv, usage, argv[i]);
+    if (argc < 4)
+        return refuse_arguments(argv, usage, "model, rank and world are needed", NULL);
+    if (!number_of(argv[2], &job.rank))
+        return refuse_arguments(argv, usage, "rank must be a whole number, not", argv[2]);
+    if (!number_of(argv[3], &job.world) || job.world == 0)
+        return refuse_arguments(argv, usage, "world must be a whole number from 1, not", argv[3]);
+    if (argc > 4 && (!number_of(argv[4], &limit_mib) || limit_mib == 0))
+        return refuse_arguments(argv, usage, "MiB must be a whole number from 1, not", argv[4]);
     const double MB = 1e6;
     const uint64_t limit = (uint64_t)limit_mib << 20, read_before = proc_number("/proc/self/io", "rchar:");
     job.buffer_size = limit / 8;
     job.buffer = malloc(job.buffer_size);
-    st_status status = job.buffer ? st_open(argv[1], NULL, &job.model, &job.err) : ST_ERR_NO_MEMORY;
+    if (!job.buffer) {
+        fprintf(stderr, "there is no memory for a buffer of %zu bytes\n", job.buffer_size);
+        return 1;
+    }
+    st_status status = st_open(argv[1], NULL, &job.model, &job.err);
     for (size_t i = 0; status == ST_OK && i < st_len(job.model); i++)
         status = load_tensor(&job, i);
 
@@ -113,6 +138,8 @@ int main(int argc, char **argv) {
     } else {
         fprintf(stderr, "%s: %s\n", st_status_name(status), job.err.message);
     }
+    if (status == ST_OK && peak > limit)
+        fprintf(stderr, "more memory was used than the limit allows\n");
     st_close(job.model);
     free(job.buffer);
     return status != ST_OK || peak > limit;

@@ -3,11 +3,18 @@
 #include <safetensors_lazy.h>
 #include <stdio.h>
 
+#include "../common/arguments.h"
+
+static const char usage[] = "model.safetensors tensor\n";
+
 int main(int argc, char **argv) {
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s model.safetensors tensor\n", argv[0]);
-        return 2;
-    }
+    if (answer_help(argc, argv, usage))
+        return 0;
+    for (int i = 1; i < argc; i++)
+        if (i > 2 || (i == 1 && argv[i][0] == '-'))
+            return refuse_argument(argv, usage, argv[i]);
+    if (argc < 3)
+        return refuse_arguments(argv, usage, "a model and a tensor are needed", NULL);
     st_checkpoint *model;
     st_error err;
     if (st_open(argv[1], NULL, &model, &err) != ST_OK) {

@@ -9,16 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../common/arguments.h"
 #include "../common/watch.h"
 
 enum { GOOD, DAMAGED, FAILED, NOTHING_TO_VERIFY };
 
-static void usage(const char *program) {
-    fprintf(stderr,
-            "usage: %s [--sha256 HEX]... model\n"
-            "--sha256: the digest of the file, or of each shard's, in the order of their names; - for one that is not known\n",
-            program);
-}
+static const char usage[] =
+    "[--sha256 HEX]... model\n"
+    "  --sha256 HEX   the digest of the file, or of each shard's, in the order of their names; - for one that is not known\n";
 
 /* The names of kinds of checksums. */
 static const char *names_of(uint32_t checks, char names[64]) {
@@ -77,25 +75,33 @@ static int verify(st_checkpoint *model, const char *const *sha256, size_t sha256
 }
 
 int main(int argc, char **argv) {
-    const char *path = NULL;
+    if (answer_help(argc, argv, usage))
+        return GOOD;
+    const char *path = NULL, *wrong = NULL;
     const char **sha256 = calloc((size_t)argc + 1, sizeof(*sha256));
     size_t sha256_len = 0;
     int outcome = FAILED;
-    if (!sha256)
+    if (!sha256) {
+        fprintf(stderr, "there is no memory for the arguments\n");
         return FAILED;
+    }
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--sha256") == 0 && i + 1 < argc) {
             i++;
             sha256[sha256_len++] = strcmp(argv[i], "-") == 0 ? NULL : argv[i];
         } else if (path || argv[i][0] == '-') {
-            path = NULL;
+            wrong = argv[i];
             break;
         } else {
             path = argv[i];
         }
     }
-    if (!path) {
-        usage(argv[0]);
+    if (wrong && strcmp(wrong, "--sha256") == 0) {
+        outcome = refuse_arguments(argv, usage, "--sha256 needs a digest", NULL);
+    } else if (wrong) {
+        outcome = refuse_argument(argv, usage, wrong);
+    } else if (!path) {
+        outcome = refuse_arguments(argv, usage, "no model is given", NULL);
     } else {
         st_checkpoint *model;
         st_error err;

@@ -13,13 +13,13 @@
 #include <string_view>
 #include <unistd.h>
 
-#include "size_of.hpp"
+#include "arguments.hpp"
 #include "watch.hpp"
 
 namespace st = safetensors_lazy;
 
 static const char usage[] =
-    " [option]... FROM TO\n"
+    "[option]... FROM TO\n"
     "  --shard-size SIZE   shards of at most so many bytes of tensors: 5GB, 500MiB, 1000000\n"
     "  --align BYTES       let the data of each file begin at a multiple of it\n"
     "  --crc, --sha256, --blake3\n"
@@ -38,8 +38,8 @@ struct Job {
 static Job parse(int argc, char **argv) {
     Job job;
     for (int i = 1; i < argc; ++i) {
-        const std::string_view word = argv[i];
-        const auto value = [&] { return size_of(++i < argc ? argv[i] : ""); };
+        const std::string word = argv[i];
+        const auto value = [&] { return size_of(word, ++i < argc ? argv[i] : ""); };
         if (word == "--shard-size")
             job.options.max_shard_bytes = value();
         else if (word == "--align")
@@ -57,12 +57,12 @@ static Job parse(int argc, char **argv) {
         else if (word == "--verify")
             job.verify = true;
         else if (word.substr(0, 1) == "-" || !job.to.empty())
-            throw std::invalid_argument(argv[i]);
+            refuse_argument(word);
         else
             (job.from.empty() ? job.from : job.to) = word;
     }
     if (job.to.empty())
-        throw std::invalid_argument("no paths");
+        throw ArgumentError(job.from.empty() ? "FROM and TO are missing" : "TO is missing");
     return job;
 }
 
@@ -171,6 +171,7 @@ static void convert(Job job) {
 }
 
 int main(int argc, char **argv) {
+    answer_help(argc, argv, usage);
     try {
         convert(parse(argc, argv));
     } catch (const st::Error &error) {
@@ -179,8 +180,7 @@ int main(int argc, char **argv) {
     } catch (const std::runtime_error &error) {
         std::cerr << error.what() << '\n';
         return 1;
-    } catch (const std::logic_error &) {
-        std::cerr << "usage: " << argv[0] << usage;
-        return 2;
+    } catch (const ArgumentError &error) {
+        return refuse_arguments(error, argv, usage);
     }
 }

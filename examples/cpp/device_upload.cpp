@@ -14,14 +14,24 @@
 #include <utility>
 #include <vector>
 
+#include "arguments.hpp"
 #include "device/device.hpp"
 #include "device/uploader.hpp"
 #include "loading.hpp"
 #include "peak_memory.hpp"
-#include "size_of.hpp"
 #include "watch.hpp"
 
 namespace st = safetensors_lazy;
+
+static const std::string usage =
+    std::string("[option]... model\n") +
+    "  --device NAME       host, cuda, acl, or one of several: cuda:1; default: auto, which takes a CUDA or ACL that works\n"
+    "  --runtime FILE      the runtime library of that device, where it is not found by itself\n"
+    "  --staging SIZE      the pinned memory that the storage fills and the device reads; default: 64MiB\n"
+    "  --piece SIZE        the most bytes of one copy; default: 8MiB\n"
+    "  --check             compare what is on the device with the files\n"
+    "  --verify            verify each tensor by the checksums that the files have\n" +
+    loading_usage;
 
 struct Job {
     std::string path, device = "auto", runtime;
@@ -45,7 +55,7 @@ static Job parse(int argc, char **argv) {
             job.open.verify = ST_VERIFY_FIRST_USE;
             continue;
         }
-        if (word[0] != '-' && job.path.empty()) {
+        if (word.substr(0, 1) != "-" && job.path.empty()) {
             job.path = word;
             continue;
         }
@@ -54,15 +64,17 @@ static Job parse(int argc, char **argv) {
             job.device = value;
         else if (word == "--runtime" && !value.empty())
             job.runtime = value;
+        else if (word == "--runtime")
+            throw ArgumentError("--runtime needs a file");
         else if (word == "--staging")
-            job.staging_bytes = static_cast<std::size_t>(size_of(value));
+            job.staging_bytes = static_cast<std::size_t>(size_of(word, value));
         else if (word == "--piece")
-            job.load.piece_bytes = static_cast<std::size_t>(size_of(value));
+            job.load.piece_bytes = static_cast<std::size_t>(size_of(word, value));
         else if (!take_load_option(word, value, job.load))
-            throw std::invalid_argument(word);
+            refuse_argument(word);
     }
     if (job.path.empty())
-        throw std::invalid_argument("no model");
+        throw ArgumentError("no model is given");
     return job;
 }
 
@@ -157,6 +169,7 @@ static int run(Job job) {
 }
 
 int main(int argc, char **argv) {
+    answer_help(argc, argv, usage);
     watch_prepare();
     try {
         return run(parse(argc, argv));
@@ -166,15 +179,7 @@ int main(int argc, char **argv) {
     } catch (const DeviceError &error) {
         std::cerr << error.what() << '\n';
         return 1;
-    } catch (const std::logic_error &) {
-        std::cerr << "usage: " << argv[0] << " [option]... model\n"
-                  << "  --device NAME       host, cuda, acl, or one of several: cuda:1; default: auto, which takes a CUDA or ACL that works\n"
-                  << "  --runtime FILE      the runtime library of that device, where it is not found by itself\n"
-                  << "  --staging SIZE      the pinned memory that the storage fills and the device reads; default: 64MiB\n"
-                  << "  --piece SIZE        the most bytes of one copy; default: 8MiB\n"
-                  << "  --check             compare what is on the device with the files\n"
-                  << "  --verify            verify each tensor by the checksums that the files have\n"
-                  << loading_usage;
-        return 2;
+    } catch (const ArgumentError &error) {
+        return refuse_arguments(error, argv, usage);
     }
 }

@@ -9,6 +9,8 @@
 #include <string>
 #include <unistd.h>
 
+#include "arguments.hpp"
+
 namespace st = safetensors_lazy;
 
 // Memory of this process that is resident now, in bytes: shared file pages and its own.
@@ -39,14 +41,23 @@ static void print_values(const st::Tensor &tensor) {
     std::cout << '\n';
 }
 
+static const char usage[] = "model\n";
+
+static std::string parse(int argc, char **argv) {
+    for (int i = 1; i < argc; ++i)
+        if (i > 1 || argv[i][0] == '-')
+            refuse_argument(argv[i]);
+    if (argc < 2)
+        throw ArgumentError("no model is given");
+    return argv[1];
+}
+
 int main(int argc, char **argv) {
-    if (argc != 2) {
-        std::cerr << "usage: " << argv[0] << " model\n";
-        return 2;
-    }
+    answer_help(argc, argv, usage);
     try {
+        const std::string path = parse(argc, argv);
         long before = resident_bytes();
-        st::Checkpoint model(argv[1]);
+        st::Checkpoint model(path);
         for (st::Tensor tensor : model)
             print_tensor(tensor);
         for (auto [key, value] : model.metadata())
@@ -70,5 +81,7 @@ int main(int argc, char **argv) {
     } catch (const st::Error &error) {
         std::cerr << error.status_name() << ": " << error.what() << '\n';
         return 1;
+    } catch (const ArgumentError &error) {
+        return refuse_arguments(error, argv, usage);
     }
 }

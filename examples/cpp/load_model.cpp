@@ -7,15 +7,18 @@
 #include <iomanip>
 #include <iostream>
 #include <optional>
-#include <stdexcept>
 #include <string>
 
+#include "arguments.hpp"
 #include "loading.hpp"
 #include "peak_memory.hpp"
-#include "size_of.hpp"
 #include "watch.hpp"
 
 namespace st = safetensors_lazy;
+
+static const std::string usage = std::string("[option]... model\n") + loading_usage +
+                                 "  --staged SIZE       through so much memory, instead of into a block of the size of the model\n"
+                                 "  --verify            verify each tensor by the checksums that the files have\n";
 
 struct Job {
     std::string path;
@@ -30,20 +33,20 @@ static Job parse(int argc, char **argv) {
         const std::string word = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
         if (word == "--staged") {
             job.is_staged = true;
-            job.options.staging = static_cast<std::size_t>(size_of(value));
+            job.options.staging = static_cast<std::size_t>(size_of(word, value));
             ++i;
         } else if (word == "--verify") {
             job.open.verify = ST_VERIFY_FIRST_USE;
         } else if (take_load_option(word, value, job.options)) {
             ++i;
-        } else if (word[0] != '-' && job.path.empty()) {
+        } else if (word.substr(0, 1) != "-" && job.path.empty()) {
             job.path = word;
         } else {
-            throw std::invalid_argument(word);
+            refuse_argument(word);
         }
     }
     if (job.path.empty())
-        throw std::invalid_argument("no model");
+        throw ArgumentError("no model is given");
     return job;
 }
 
@@ -76,15 +79,13 @@ static int run(const Job &job) {
 }
 
 int main(int argc, char **argv) {
+    answer_help(argc, argv, usage);
     try {
         return run(parse(argc, argv));
     } catch (const st::Error &error) {
         std::cerr << error.status_name() << ": " << error.what() << '\n';
         return 1;
-    } catch (const std::logic_error &) {
-        std::cerr << "usage: " << argv[0] << " [option]... model\n" << loading_usage
-                  << "  --staged SIZE       through so much memory, instead of into a block of the size of the model\n"
-                  << "  --verify            verify each tensor by the checksums that the files have\n";
-        return 2;
+    } catch (const ArgumentError &error) {
+        return refuse_arguments(error, argv, usage);
     }
 }

@@ -5,10 +5,10 @@
 
 #include <iomanip>
 #include <iostream>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "arguments.hpp"
 #include "peak_memory.hpp"
 
 namespace st = safetensors_lazy;
@@ -65,14 +65,18 @@ static void load(const st::Checkpoint &model, std::uint32_t rank, std::uint32_t 
     }
 }
 
+static const char usage[] = "model rank world [MiB]\n";
+
 int main(int argc, char **argv) {
+    answer_help(argc, argv, usage);
     try {
+        for (int i = 1; i < argc; ++i)
+            if (argv[i][0] == '-' || i > 4)
+                refuse_argument(argv[i]);
         if (argc < 4)
-            throw std::invalid_argument("too few arguments");
-        const auto rank = static_cast<std::uint32_t>(std::stoul(argv[2])), world = static_cast<std::uint32_t>(std::stoul(argv[3]));
-        const std::uint64_t limit = (argc > 4 ? std::stoull(argv[4]) : 512) << 20;
-        if (limit == 0)
-            throw std::invalid_argument("no limit");
+            throw ArgumentError("model, rank and world are needed");
+        const std::uint32_t rank = number_of("rank", argv[2], 0), world = number_of("world", argv[3], 1);
+        const std::uint64_t limit = std::uint64_t(argc > 4 ? number_of("MiB", argv[4], 1) : 512) << 20;
         st::OpenOptions options;
         options.budget = limit / 4 * 3; // the rest is for the buffer and the program itself
         const st::Checkpoint model(argv[1], options);
@@ -87,12 +91,13 @@ int main(int argc, char **argv) {
                   << "tensors held: " << held.charged_bytes / MB << " MB of a budget of " << held.budget / MB << " MB, "
                   << held.misses << " pinned, " << held.evictions << " evicted\n"
                   << "peak memory " << peak / MB << " MB of " << limit / MB << " MB\n";
+        if (peak > limit)
+            std::cerr << "more memory was used than the limit allows\n";
         return peak > limit;
     } catch (const st::Error &error) {
         std::cerr << error.status_name() << ": " << error.what() << '\n';
         return 1;
-    } catch (const std::logic_error &) {
-        std::cerr << "usage: " << argv[0] << " model rank world [MiB]\n";
-        return 2;
+    } catch (const ArgumentError &error) {
+        return refuse_arguments(error, argv, usage);
     }
 }

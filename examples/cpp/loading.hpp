@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "../common/engines.h"
-#include "size_of.hpp"
+#include "arguments.hpp"
 
 inline const char loading_usage[] =
     "  --engine NAME       auto, buffered (through the page cache), direct, uring (around it); default: auto\n"
@@ -23,25 +23,20 @@ inline const char loading_usage[] =
     "  --depth N           reads that are under way at once around the page cache\n"
     "  --block SIZE        the most bytes of one read: a multiple of 4096 from 64KiB to 64MiB\n";
 
-// Takes a word of the command line with the one after it, if it is an option of loading. Throws std::logic_error if the value is none.
+// Takes a word of the command line with the one after it, if it is an option of loading. Throws ArgumentError if the value is
+// wrong.
 inline bool take_load_option(const std::string &word, const std::string &value, safetensors_lazy::LoadOptions &options) {
-    const auto number = [&] {
-        const unsigned long n = std::stoul(value);
-        if (value[0] < '0' || value[0] > '9' || n == 0 || n > UINT32_MAX || value != std::to_string(n))
-            throw std::invalid_argument(word);
-        return static_cast<std::uint32_t>(n);
-    };
     std::int32_t engine = ST_ENGINE_AUTO;
     if (word == "--engine" && engine_find(value.c_str(), &engine))
         options.engine = safetensors_lazy::Engine(engine);
     else if (word == "--engine")
-        throw std::invalid_argument(word);
+        throw ArgumentError("--engine must be auto, memory, buffered, direct or uring, not '" + value + "'");
     else if (word == "--workers")
-        options.workers = number();
+        options.workers = number_of(word, value, 1);
     else if (word == "--depth")
-        options.queue_depth = number();
+        options.queue_depth = number_of(word, value, 1);
     else if (word == "--block")
-        options.block_bytes = size_of(value);
+        options.block_bytes = size_of(word, value);
     else
         return false;
     return true;

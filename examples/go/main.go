@@ -2,18 +2,47 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"example.com/safetensors_lazy/safetensors"
 )
 
+const usage = "usage: main model.safetensors\n"
+
+// parse gives the path of the model, or "" if the usage is asked for.
+func parse(words []string) (string, error) {
+	path := ""
+	for _, word := range words {
+		switch {
+		case word == "--help":
+			return "", nil
+		case strings.HasPrefix(word, "-"):
+			return "", fmt.Errorf("unknown option '%s'", word)
+		case path != "":
+			return "", fmt.Errorf("unexpected argument '%s'", word)
+		}
+		path = word
+	}
+	if path == "" {
+		return "", errors.New("no model is given")
+	}
+	return path, nil
+}
+
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: main model.safetensors")
+	path, err := parse(os.Args[1:])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n%s", os.Args[0], err, usage)
 		os.Exit(2)
 	}
-	if err := run(os.Args[1]); err != nil {
+	if path == "" {
+		fmt.Print(usage)
+		return
+	}
+	if err := run(path); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

@@ -24,8 +24,17 @@ function main(path)
     end
 end
 
-if length(ARGS) != 1
-    println(stderr, "usage: julia main.jl model.safetensors")
+const usage = "usage: julia main.jl model.safetensors"
+if "--help" in ARGS
+    println(usage)
+    exit(0)
+end
+option = findfirst(word -> startswith(word, "-"), ARGS)
+wrong = option !== nothing ? "unknown option '$(ARGS[option])'" :
+        isempty(ARGS) ? "no model is given" :
+        length(ARGS) > 1 ? "unexpected argument '$(ARGS[2])'" : nothing
+if wrong !== nothing
+    println(stderr, "main.jl: ", wrong, "\n", usage)
     exit(2)
 end
 try

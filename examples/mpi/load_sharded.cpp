@@ -328,22 +328,46 @@ static void run(const Job &job, const char *path, Cut cut) {
                     findings.together.value);
 }
 
+// What is wrong with the command line; "" if nothing is.
+static std::string wrong_argument(int argc, char **argv) {
+    for (int i = 1; i < argc; ++i) {
+        const std::string word = argv[i];
+        if (word.substr(0, 1) == "-")
+            return "unknown option '" + word + "'";
+        if (i == 2 && word != "split" && word != "layout")
+            return "it must be split or layout, not '" + word + "'";
+        if (i > 2)
+            return "unexpected argument '" + word + "'";
+    }
+    return argc < 2 ? "no model is given" : "";
+}
+
 int main(int argc, char **argv) {
+    static const char usage[] = "usage: load_sharded MODEL [split|layout]\n";
     MPI_Init(&argc, &argv);
     Job job;
     MPI_Comm_rank(MPI_COMM_WORLD, &job.rank);
     MPI_Comm_size(MPI_COMM_WORLD, &job.world);
-    int status = 1;
+    // Ranks may have arguments of their own: all end if one cannot begin.
+    int help = std::any_of(argv + 1, argv + argc, [](const char *word) { return std::strcmp(word, "--help") == 0; });
+    MPI_Allreduce(MPI_IN_PLACE, &help, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+    if (help) {
+        if (job.rank == 0)
+            std::fputs(usage, stdout);
+        MPI_Finalize();
+        return 0;
+    }
+    int status = 2;
     try {
-        const std::string mode = argc == 3 ? argv[2] : "split";
         job.everywhere([&] {
-            if (argc < 2 || argc > 3 || (mode != "split" && mode != "layout"))
-                throw std::runtime_error("usage: load_sharded MODEL [split|layout]");
+            if (const std::string wrong = wrong_argument(argc, argv); !wrong.empty())
+                throw std::runtime_error(wrong + "\n" + usage);
         });
-        run(job, argv[1], mode == "split" ? split : layout);
+        status = 1;
+        run(job, argv[1], argc == 3 && std::strcmp(argv[2], "layout") == 0 ? layout : split);
         status = 0;
     } catch (const Failed &) {
-        if (job.rank == 0)
+        if (job.rank == 0 && status == 1)
             std::printf("FAILED\n");
     } catch (const std::exception &error) { // no memory, at a place where others wait for more than an outcome
         std::fprintf(stderr, "rank %d: %s\n", job.rank, error.what());

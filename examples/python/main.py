@@ -1,5 +1,6 @@
 """Lists the tensors of a checkpoint, reads one of them in place, and loads all of them."""
 
+import argparse
 import itertools
 import sys
 
@@ -30,9 +31,9 @@ def main(path):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python main.py model.safetensors")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="a file, an index, or a folder of shards")
     try:
-        main(sys.argv[1])
+        main(parser.parse_args().model)
     except SafetensorsError as error:
         sys.exit(str(error))

@@ -1,5 +1,6 @@
 #include "device.hpp"
 
+#include "../arguments.hpp"
 #include "acl.hpp"
 #include "cuda.hpp"
 #include "host.hpp"
@@ -20,16 +21,14 @@ std::unique_ptr<Device> make_device(const std::string &name, const std::string &
     const std::string kind = name.substr(0, name.find(':'));
     if (kind == "cuda" || kind == "acl") {
         const std::string digits = kind == name ? "0" : name.substr(kind.size() + 1);
-        const int number = std::stoi(digits);
-        if (number < 0 || digits != std::to_string(number))
-            throw std::invalid_argument(name);
+        const auto number = static_cast<int>(number_of("the number of --device", digits, 0));
         return kind == "cuda" ? make_cuda(number, runtime) : make_acl(number, runtime);
     }
     if (!runtime.empty())
-        throw std::invalid_argument("only CUDA and ACL have a runtime");
+        throw ArgumentError("--runtime is for CUDA and ACL only");
     if (name == "host")
         return make_host();
     if (name == "auto")
         return first_that_works();
-    throw std::invalid_argument(name);
+    throw ArgumentError("--device must be auto, host, cuda, acl, cuda:N or acl:N, not '" + name + "'");
 }

@@ -53,7 +53,7 @@ public:
 };
 
 // Makes the device of a name: "host"; "cuda" or "acl", or one of several: "cuda:1"; "auto" for the first of CUDA and ACL that works, or
-// else the host. runtime: the library to use; "" to look for it. Throws DeviceError if it cannot be used, and std::logic_error for any
+// else the host. runtime: the library to use; "" to look for it. Throws DeviceError if it cannot be used, and ArgumentError for any
 // other name.
 std::unique_ptr<Device> make_device(const std::string &name, const std::string &runtime);
 
