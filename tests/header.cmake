@@ -104,3 +104,7 @@ target_compile_definitions(cpp_header_linked_other PRIVATE LINKED_NAME=linked_ot
 target_link_libraries(cpp_header_linked_other PRIVATE ${library})
 target_link_libraries(cpp_header_linked PRIVATE cpp_header_linked_other ${library})
 add_test(NAME header.in_two_translation_units COMMAND cpp_header_linked)
+
+# What the tests above compile is all of the header.
+add_test(NAME header.everything_is_used
+  COMMAND sh "${header_dir}/everything.sh" "${include_dir}/safetensors_lazy.hpp" "${header_dir}/everything.hpp")
