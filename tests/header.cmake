@@ -56,11 +56,6 @@ set(option_17 -std=c++17)
 set(option_20 -std=c++20)
 set(option_23 -std=c++2b)
 
-function(add_header_test name)
-  add_test(NAME ${name} COMMAND ${ARGN})
-  set_tests_properties(${name} PROPERTIES TIMEOUT 900)
-endfunction()
-
 foreach(compiler cxx clang)
   set(program "${CMAKE_CXX_COMPILER}")
   if(compiler STREQUAL "clang")
@@ -81,18 +76,18 @@ foreach(compiler cxx clang)
     endif()
     set(compile "${program}" ${option_${standard}} ${warnings} -Wold-style-cast ${include_dirs})
     foreach(unit concepts after_standard_headers before_standard_headers after_host_macros after_host_names)
-      add_header_test(header.${compiler}.cpp${standard}.${unit} ${compile} -fsyntax-only "${header_dir}/${unit}.cpp")
+      add_test(NAME header.${compiler}.cpp${standard}.${unit} COMMAND ${compile} -fsyntax-only "${header_dir}/${unit}.cpp")
     endforeach()
   endforeach()
   # One compiler and one standard: this compiles more than a hundred times.
   if(compiler STREQUAL "cxx")
-    add_header_test(header.cxx.cpp17.after_each_standard_header
+    add_test(NAME header.cxx.cpp17.after_each_standard_header COMMAND
       sh "${header_dir}/each_standard_header.sh" "${include_dir}/safetensors_lazy.hpp" "${header_dir}/standard_headers.hpp"
       "${program}" ${option_17} ${warnings} -Wold-style-cast ${include_dirs})
   endif()
-  add_header_test(header.${compiler}.c11.after_host_macros
+  add_test(NAME header.${compiler}.c11.after_host_macros COMMAND
     "${program}" -x c -std=c11 ${warnings} ${include_dirs} -fsyntax-only "${header_dir}/after_host_macros.c")
-  add_header_test(header.${compiler}.c_in_cpp17.after_host_macros
+  add_test(NAME header.${compiler}.c_in_cpp17.after_host_macros COMMAND
     "${program}" -x c++ -std=c++17 ${warnings} -Wold-style-cast ${include_dirs} -fsyntax-only "${header_dir}/after_host_macros.c")
 endforeach()
 

@@ -20,7 +20,7 @@ function(add_engine_test case)
     COMMAND sh "${CMAKE_CURRENT_SOURCE_DIR}/engine/test.sh" ${case} "${source_tree}" "${CMAKE_CURRENT_BINARY_DIR}/engine/${case}"
             "${ST_CARGO_TARGET_DIR}" "${CMAKE_COMMAND}" ${engine_options} ${ARGN})
   # They compile the library, unless another has: one after the other.
-  set_tests_properties(package.engine.${case} PROPERTIES RESOURCE_LOCK cargo TIMEOUT 1800)
+  set_tests_properties(package.engine.${case} PROPERTIES RESOURCE_LOCK cargo)
 endfunction()
 
 add_engine_test(subdirectory)
