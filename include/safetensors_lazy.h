@@ -53,6 +53,9 @@
  *              library's own threads are no matter: calls end theirs before they return, but for those of st_prefetch and
  *              st_load_start, which stay with the parent, and so does what they have yet to read. All signals are blocked in
  *              them. Only under ST_VERIFY_FIRST_USE a child must not use a checkpoint of which a load was running.)
+ *   Cancellation. Each call disables cancellation of its thread until it returns. A thread that is
+ *              cancelled inside a call finishes the call, and ends at its next cancellation point.
+ *              Threads that call this library must have the default cancellation type, deferred.
  *   Signals.   A pointer into a mapping (st_tensor_ptr, st_tensor_view, st_tensor_dlpack, st_acquire) is memory like any mapped file: if
  *              another program truncates the file, touching the lost pages raises SIGBUS; if it overwrites the file, the bytes
  *              change. Open with ST_STORAGE_READ where files are not under your control. Nothing else in this library can

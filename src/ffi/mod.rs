@@ -2,7 +2,7 @@
 //!
 //! Each section of the header is a file here, in the order of [`SECTIONS`]; its comments are the header's comments, written for
 //! readers of C. Every function checks its pointers, calls one function of the core, and writes its outputs, inside
-//! `guard`, which turns errors and panics into an `st_status`.
+//! `guard`, which turns errors and panics into an `st_status` and holds cancellation of the thread back.
 //!
 //! # Safety
 //!
@@ -15,6 +15,7 @@
 // Brackets in those comments are C's.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+mod cancellation;
 mod dlpack;
 mod guard;
 mod handle;
