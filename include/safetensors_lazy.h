@@ -1486,7 +1486,8 @@ st_status st_writer_metadata(struct st_writer *writer,
  * ST_ERR_HEADER_TOO_LARGE: the header would be longer than 100,000,000 bytes.
  * ST_ERR_SEALED: it is too late, after a piece has been written or st_writer_finish been called.
  * ST_ERR_UNSUPPORTED: there would be more than 65,536 shards.
- * ST_ERR_NO_MEMORY: no memory for a copy of name and shape. ST_ERR_INVALID_ARGUMENT: a NULL; no such dtype.
+ * ST_ERR_NO_MEMORY: no memory for a copy of name and shape.
+ * ST_ERR_INVALID_ARGUMENT: a NULL; no such dtype; more than 50,000,000 dimensions.
  */
 st_status st_writer_add(struct st_writer *writer,
                         const char *name,

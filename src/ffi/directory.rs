@@ -5,6 +5,7 @@ use super::error::{st_error, st_status, ST_ERR_NOT_FOUND, ST_ERR_NO_MEMORY, ST_E
 use super::guard::{guard, guard_status, guard_value};
 use super::handle::{array, c_bytes, checkpoint, optional_output, output};
 use super::open::{number_of as storage_number, st_checkpoint};
+use crate::format::MAX_HEADER_LEN;
 use std::ffi::c_char;
 use std::ptr::null;
 
@@ -106,6 +107,10 @@ pub unsafe extern "C" fn st_find_n(
     index: *mut usize,
 ) -> st_status {
     guard_status(|| {
+        if name_len > MAX_HEADER_LEN && !(checkpoint.is_null() || name.is_null() || index.is_null()) {
+            // No header has room for such a name, so that it need not be read.
+            return Some(ST_ERR_NOT_FOUND);
+        }
         // SAFETY: the header's rules for strings.
         let name = unsafe { array(name.cast::<u8>(), name_len, "name") }.ok()?;
         // SAFETY: the header's rules for handles and outputs.

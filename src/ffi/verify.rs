@@ -107,6 +107,7 @@ pub unsafe extern "C" fn st_verify(
             let options = copy_options(options)?;
             check_flags(options.flags, ST_VERIFY_AROUND_CACHE)?;
             check_reserved(options.reserved)?;
+            checkpoint.check_digests(options.sha256_len)?;
             let digests = file_digests(&options)?;
             let task = task_of_options(options.task);
             let report = checkpoint.verify(VerifyOptions {
@@ -124,6 +125,8 @@ pub unsafe extern "C" fn st_verify(
     }
 }
 
+/// The caller knows that there are not too many of them.
+///
 /// # Safety
 ///
 /// The header's rules for options: an array of strings.

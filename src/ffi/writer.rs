@@ -7,7 +7,7 @@ use super::handle::{array, c_bytes, null, output};
 use super::options::{check_flags, copy_options, Options};
 use super::task::{st_task, task_of_options};
 use crate::error::Error;
-use crate::format::Dtype;
+use crate::format::{Dtype, MAX_DIMENSIONS};
 use crate::writer::{Checksums, Writer, WriterOptions};
 use std::ffi::{c_char, c_void, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -164,7 +164,8 @@ pub unsafe extern "C" fn st_writer_metadata(
 /// ST_ERR_HEADER_TOO_LARGE: the header would be longer than 100,000,000 bytes.
 /// ST_ERR_SEALED: it is too late, after a piece has been written or st_writer_finish been called.
 /// ST_ERR_UNSUPPORTED: there would be more than 65,536 shards.
-/// ST_ERR_NO_MEMORY: no memory for a copy of name and shape. ST_ERR_INVALID_ARGUMENT: a NULL; no such dtype.
+/// ST_ERR_NO_MEMORY: no memory for a copy of name and shape.
+/// ST_ERR_INVALID_ARGUMENT: a NULL; no such dtype; more than 50,000,000 dimensions.
 #[no_mangle]
 pub unsafe extern "C" fn st_writer_add(
     writer: *mut st_writer,
@@ -180,7 +181,7 @@ pub unsafe extern "C" fn st_writer_add(
     unsafe {
         guard(err, || {
             let mut writer = locked(writer)?;
-            let (name, shape) = (c_bytes(name, "name")?, array(shape, rank, "shape")?);
+            let (name, shape) = (c_bytes(name, "name")?, shape_of(shape, rank)?);
             let data: &'static [u8] = array(data.cast::<u8>(), nbytes, "data")?;
             writer.add(name, self::dtype(dtype)?, shape, data)
         })
@@ -203,7 +204,7 @@ pub unsafe extern "C" fn st_writer_declare(
     unsafe {
         guard(err, || {
             let mut writer = locked(writer)?;
-            let (name, shape) = (c_bytes(name, "name")?, array(shape, rank, "shape")?);
+            let (name, shape) = (c_bytes(name, "name")?, shape_of(shape, rank)?);
             writer.declare(name, self::dtype(dtype)?, shape)
         })
     }
@@ -309,6 +310,20 @@ unsafe fn locked<'a>(handle: *mut st_writer) -> Result<MutexGuard<'a, Writer<'st
     handle.lock().map_err(|_| Error::InvalidArgument {
         what: "an earlier call on this writer ended by a bug: only st_writer_abort is left".to_owned(),
     })
+}
+
+/// The shape of a new tensor. Its length is checked first, since it may be garbage.
+///
+/// # Safety
+///
+/// The header's rules for arrays.
+unsafe fn shape_of<'a>(shape: *const u64, ndim: usize) -> Result<&'a [u64], Error> {
+    if ndim > MAX_DIMENSIONS {
+        let what = format!("a tensor cannot have {ndim} dimensions: the limit is {MAX_DIMENSIONS}");
+        return Err(Error::InvalidArgument { what });
+    }
+    // SAFETY: the caller's promise.
+    unsafe { array(shape, ndim, "shape") }
 }
 
 fn dtype(number: st_dtype) -> Result<Dtype, Error> {

@@ -9,6 +9,9 @@ use std::collections::HashSet;
 /// The longest header that is accepted, in bytes. The reference implementation's limit.
 pub const MAX_HEADER_LEN: usize = 100_000_000;
 
+/// No header describes a tensor of more dimensions: each takes a digit and a comma.
+pub(crate) const MAX_DIMENSIONS: usize = MAX_HEADER_LEN / 2;
+
 /// The bytes before the header: its length as a 64-bit little-endian number.
 pub const PREFIX_LEN: usize = 8;
 

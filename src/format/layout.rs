@@ -7,7 +7,7 @@
 //!
 //! So do `load_distributed_checkpoint` and `unified_safetensors` of MindSpore 2.10, whose results `tests/data/mindspore/` has.
 
-use super::RankError;
+use super::{RankError, MAX_DIMENSIONS};
 use std::ops::Range;
 
 /// The most axes that a device matrix has. Real ones have a handful; a number beyond this is garbage.
@@ -79,6 +79,9 @@ impl Layout<'_> {
         }
         if axes > MAX_AXES {
             return refuse(format!("the device matrix has {axes} axes, more than the limit of {MAX_AXES}"));
+        }
+        if rank > MAX_DIMENSIONS {
+            return refuse(format!("a tensor cannot have {rank} dimensions: the limit is {MAX_DIMENSIONS}"));
         }
         match nested {
             false if entries != rank => {

@@ -38,6 +38,7 @@ mod validate;
 pub use checksum::{ChecksumError, BLAKE3_KEY, CRC_KEY, SHA256_KEY};
 pub use dtype::{Dtype, ParseDtypeError};
 pub use error::{HeaderError, IndexError, RankError, SliceError};
+pub(crate) use header::MAX_DIMENSIONS;
 pub use header::{header_len, Header, TensorInfo, MAX_HEADER_LEN, PREFIX_LEN};
 pub use index::{index_len, Index, MAX_INDEX_LEN, MAX_SHARDS};
 pub use layout::Layout;

@@ -133,10 +133,7 @@ impl Checkpoint {
     /// ```
     pub fn verify(&self, options: VerifyOptions<'_>) -> Result<Report, Error> {
         let shards = self.shards.list();
-        if options.file_sha256.len() > shards.len() {
-            let what = format!("{} digests of files were given for {} shards", options.file_sha256.len(), shards.len());
-            return Err(Error::InvalidArgument { what });
-        }
+        self.check_digests(options.file_sha256.len())?;
         let unwatched = Task::default();
         let task = options.task.unwrap_or(&unwatched);
         task.check()?;
@@ -179,6 +176,19 @@ impl Checkpoint {
             }
         }
         Ok(report)
+    }
+
+    /// Refuses more digests of files than there are shards. To be asked before an array from C is
+    /// read: its length may be garbage.
+    pub(crate) fn check_digests(&self, len: usize) -> Result<(), Error> {
+        let shards = self.shards.list().len();
+        match len > shards {
+            true => {
+                let what = format!("{len} digests of files were given for {shards} shards");
+                Err(Error::InvalidArgument { what })
+            }
+            false => Ok(()),
+        }
     }
 
     /// What opening does besides, where that is wanted.
