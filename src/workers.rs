@@ -1,5 +1,6 @@
 //! Doing the same to many things on several threads.
 
+use crate::error::Error;
 use crate::thread::{self, without_signals};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
@@ -30,20 +31,34 @@ pub(crate) fn workers_for(tasks: usize) -> usize {
 /// Each thread has a `S` of its own, for what its tasks can share one after the other.
 ///
 /// A thread that cannot be started is done without. After a failure no new task is begun.
-pub(crate) fn in_parallel<S: Default, T: Send, E: Send>(
+///
+/// # Errors
+///
+/// [`Error::NoMemory`] for the outcomes; those of the tasks.
+pub(crate) fn in_parallel<S: Default, T: Send>(
     len: usize,
     workers: usize,
-    task: impl Fn(&mut S, usize) -> Result<T, E> + Sync,
-) -> Result<Vec<T>, E> {
-    let outcomes = Mutex::new(Vec::new());
+    task: impl Fn(&mut S, usize) -> Result<T, Error> + Sync,
+) -> Result<Vec<T>, Error> {
+    let mut outcomes: Vec<Mutex<Option<T>>> = Vec::new();
+    outcomes.try_reserve_exact(len).map_err(|_| Error::NoMemory)?;
+    outcomes.resize_with(len, Mutex::default);
     for_each(len as u64, workers, |own: &mut S, number| {
-        let outcome = task(own, number as usize)?;
-        outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
+        let number = number as usize;
+        let outcome = task(own, number)?;
+        let place = outcomes.get(number).ok_or(Error::Internal { what: "there is no such task" })?;
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         Ok(())
     })?;
-    let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
-    outcomes.sort_unstable_by_key(|(number, _)| *number);
-    Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
+    let mut in_order = Vec::new();
+    in_order.try_reserve_exact(len).map_err(|_| Error::NoMemory)?;
+    for outcome in outcomes {
+        match outcome.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(outcome) => in_order.push(outcome),
+            None => return Err(Error::Internal { what: "a task has no outcome" }),
+        }
+    }
+    Ok(in_order)
 }
 
 /// As [`in_parallel`], of tasks without outcomes: in memory that does not grow with their number.
@@ -126,18 +141,19 @@ mod tests {
     #[test]
     fn in_parallel_gives_outcomes_in_order() {
         for workers in [1, 2, 8] {
-            let squares: Result<Vec<usize>, ()> = in_parallel(1000, workers, |_: &mut (), n| Ok(n * n));
+            let squares = in_parallel(1000, workers, |_: &mut (), n| Ok(n * n));
             assert!(squares.unwrap().into_iter().eq((0..1000).map(|n| n * n)), "{workers}");
-            assert_eq!(in_parallel(0, workers, |_: &mut (), _| Err::<(), ()>(())), Ok(vec![]));
+            let nothing = in_parallel(0, workers, |_: &mut (), _| Err::<(), _>(Error::Cancelled));
+            assert_eq!(nothing.unwrap(), []);
         }
     }
 
     #[test]
     fn in_parallel_gives_the_failure_of_the_smallest_number() {
         for workers in [1, 2, 8] {
-            let outcome: Result<Vec<()>, usize> =
-                in_parallel(100, workers, |_: &mut (), n| if n % 7 == 6 { Err(n) } else { Ok(()) });
-            assert_eq!(outcome, Err(6), "{workers}");
+            let failure = |index| Err(Error::NoSuchTensor { index, len: 100 });
+            let outcome = in_parallel(100, workers, |_: &mut (), n| if n % 7 == 6 { failure(n) } else { Ok(()) });
+            assert!(matches!(outcome, Err(Error::NoSuchTensor { index: 6, .. })), "{workers}");
         }
     }
 
@@ -149,7 +165,7 @@ mod tests {
                 in_parallel(20, 4, |_: &mut (), number| {
                     assert!(number != panics_at, "meant to fail");
                     ended.fetch_add(1, Ordering::Relaxed);
-                    Ok::<(), ()>(())
+                    Ok(())
                 })
             }));
             assert!(outcome.is_err(), "{panics_at}");
@@ -163,7 +179,7 @@ mod tests {
     #[test]
     fn in_parallel_runs_at_once() {
         let barrier = std::sync::Barrier::new(4);
-        let outcome: Result<Vec<()>, ()> = in_parallel(4, 4, |_: &mut (), _| {
+        let outcome = in_parallel(4, 4, |_: &mut (), _| {
             barrier.wait();
             Ok(())
         });

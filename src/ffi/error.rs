@@ -294,6 +294,7 @@ fn status_of(error: &Error) -> st_status {
             IndexError::Structure { .. } => ST_ERR_INDEX_STRUCTURE,
             IndexError::Duplicate { .. } => ST_ERR_INDEX_DUPLICATE,
             IndexError::NoMemory { .. } => ST_ERR_NO_MEMORY,
+            IndexError::Internal(_) => ST_ERR_INTERNAL,
         },
         Error::IndexMismatch { .. } => ST_ERR_INDEX_MISMATCH,
         Error::ShardMissing { .. } => ST_ERR_SHARD_MISSING,
@@ -355,6 +356,7 @@ fn status_of_header(error: &HeaderError) -> st_status {
         HeaderError::Truncated { .. } => ST_ERR_TRUNCATED,
         HeaderError::TrailingBytes { .. } => ST_ERR_TRAILING_BYTES,
         HeaderError::NoMemory { .. } => ST_ERR_NO_MEMORY,
+        HeaderError::Internal(_) => ST_ERR_INTERNAL,
     }
 }
 

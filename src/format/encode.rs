@@ -241,7 +241,7 @@ mod tests {
         encode_index(&mut to, ["x", "y\n"].into_iter(), 1, [("a", "1")].into_iter()).unwrap();
         let text = "{\n  \"metadata\": {\n    \"safetensors_lazy.unnamed\": [\n      \"x\",\n      \"y\\n\"\n    ],\n    \"total_size\": 1\n  },\n  \"weight_map\": {\n    \"a\": \"1\"\n  }\n}\n";
         assert_eq!(std::str::from_utf8(&to).unwrap(), text);
-        assert_eq!(crate::format::unnamed(&to), ["x", "y\n"]);
+        assert_eq!(crate::format::unnamed(&to).unwrap(), ["x", "y\n"]);
         assert!(crate::format::Index::parse(&to).unwrap().shards().eq(["1"]));
     }
 }

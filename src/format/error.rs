@@ -152,6 +152,8 @@ pub enum HeaderError {
         /// Length of the header in bytes.
         header_len: usize,
     },
+    /// A state that cannot happen: a bug in this library.
+    Internal(&'static str),
 }
 
 impl Display for HeaderError {
@@ -217,6 +219,7 @@ impl Display for HeaderError {
                 "the file has {file_len} bytes, its header describes only {expected_len}: the rest belongs to no tensor"
             ),
             E::NoMemory { header_len } => write!(f, "no memory for the directory of a header of {header_len} bytes"),
+            E::Internal(what) => write!(f, "a bug in safetensors_lazy, please report it: {what}"),
         }
     }
 }
@@ -313,6 +316,8 @@ pub enum IndexError {
         /// Its size in bytes.
         len: u64,
     },
+    /// A state that cannot happen: a bug in this library.
+    Internal(&'static str),
 }
 
 impl Display for IndexError {
@@ -326,6 +331,7 @@ impl Display for IndexError {
             IndexError::Structure { reason } => write!(f, "not an index of shards: {reason}"),
             IndexError::Duplicate { name } => write!(f, "the index has {} twice", Quoted(name)),
             IndexError::NoMemory { len } => write!(f, "no memory for an index of {len} bytes"),
+            IndexError::Internal(what) => write!(f, "a bug in safetensors_lazy, please report it: {what}"),
         }
     }
 }

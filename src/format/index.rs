@@ -14,11 +14,12 @@
 //! all names, and whoever opens the shards has one.
 
 use super::directory::{try_push, NoRoom, Span};
-use super::json::{found_string, room_for_scratch, Any, Anything};
+use super::json::{found_string, Any, Anything};
+use super::strings::{self, Failure};
 use super::IndexError;
 use crate::quote::{excerpt, Quoted};
 use hashbrown::hash_table::HashTable;
-use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
@@ -217,13 +218,10 @@ fn read(text: &str) -> Result<Draft, IndexError> {
     let len = text.len() as u64;
     // The names need less room than the text that spells them: with this much, nothing moves while they are kept.
     let mut reader = Reader { len, ..Reader::default() };
-    if !room_for_scratch(text) || reader.draft.text.try_reserve_exact(text.len()).is_err() {
-        return Err(IndexError::NoMemory { len });
-    }
-    let mut json = serde_json::Deserializer::from_str(text);
-    match json.deserialize_any(Top(&mut reader)).and_then(|()| json.end()) {
+    reader.draft.text.try_reserve_exact(text.len()).map_err(|_| IndexError::NoMemory { len })?;
+    match strings::read(text, Top(&mut reader)) {
         Ok(()) => reader.finish(),
-        Err(error) => Err(reader.explain(&error)),
+        Err(failure) => Err(reader.explain(failure)),
     }
 }
 
@@ -272,13 +270,17 @@ impl Reader {
     }
 
     #[cold]
-    fn explain(mut self, error: &serde_json::Error) -> IndexError {
+    fn explain(mut self, failure: Failure) -> IndexError {
         if let Some(failure) = self.failure.take() {
             return failure;
         }
-        let reason = excerpt(&error.to_string());
+        let (reason, is_data) = match failure {
+            Failure::NoMemory => return IndexError::NoMemory { len: self.len },
+            Failure::Internal(what) => return IndexError::Internal(what),
+            Failure::Json { reason, is_data } => (excerpt(&reason), is_data),
+        };
         match self.entry {
-            _ if !error.is_data() => IndexError::Json { reason },
+            _ if !is_data => IndexError::Json { reason },
             Some(name) => IndexError::Structure { reason: format!("tensor {}: {reason}", Quoted(self.string(name))) },
             None => IndexError::Structure { reason },
         }

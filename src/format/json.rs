@@ -5,6 +5,7 @@
 //! `{"F32": null}`, `__metadata__` may be `null`. Values of unknown fields are read as strictly as known ones, as there.
 
 use super::directory::{Directory, NoRoom, Span};
+use super::strings::{self, Failure};
 use super::{Dtype, HeaderError};
 use crate::quote::excerpt;
 use serde::de::{DeserializeSeed, Deserializer, Error, Expected, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -12,26 +13,12 @@ use std::fmt;
 
 /// The directory of `text`.
 pub fn parse(text: &str) -> Result<Directory, HeaderError> {
-    if !room_for_scratch(text) {
-        return Err(HeaderError::NoMemory { header_len: text.len() });
-    }
     let mut reader = Reader { header_len: text.len(), ..Reader::default() };
-    let mut json = serde_json::Deserializer::from_str(text);
-    let parsed = json.deserialize_any(Header(&mut reader)).and_then(|()| json.end());
-    match parsed {
+    match strings::read(text, Header(&mut reader)) {
         Ok(()) => Ok(reader.directory),
-        Err(error) => Err(reader.explain(&error)),
+        Err(failure) => Err(reader.explain(failure)),
     }
 }
-
-/// Whether there is memory for what serde_json unescapes of `text`: it allocates that without a way to fail.
-pub(super) fn room_for_scratch(text: &str) -> bool {
-    let mut room: Vec<u8> = Vec::new();
-    room.try_reserve_exact(text.len().saturating_mul(MOST_SCRATCH)).is_ok()
-}
-
-/// A vector that grows to the size of the text, while it moves to twice its capacity, in sizes of the text.
-const MOST_SCRATCH: usize = 3;
 
 /// Reads any value with a visitor, which says itself what it takes. (serde_json's typed calls put what they find instead, whole, into
 /// messages.)
@@ -106,12 +93,16 @@ impl Reader {
         self.fail(cause)
     }
 
-    fn explain(mut self, error: &serde_json::Error) -> HeaderError {
+    fn explain(mut self, failure: Failure) -> HeaderError {
         if let Some(failure) = self.failure.take() {
             return failure;
         }
-        let reason = excerpt(&error.to_string());
-        if !error.is_data() {
+        let (reason, is_data) = match failure {
+            Failure::NoMemory => return HeaderError::NoMemory { header_len: self.header_len },
+            Failure::Internal(what) => return HeaderError::Internal(what),
+            Failure::Json { reason, is_data } => (excerpt(&reason), is_data),
+        };
+        if !is_data {
             return HeaderError::Json { reason };
         }
         match self.context {

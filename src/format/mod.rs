@@ -15,6 +15,8 @@
 //!
 //! Besides: `encode` (headers and indices to be written), `index` (which shard holds which tensor), `slice` (ranges to runs of bytes), `split` and `layout` (ranks to ranges).
 //!
+//! `strings` stands between serde_json and those who read with it: it unescapes.
+//!
 //! The index of a sharded checkpoint is read by `index`, with what it shares with `json`, and what our own writer tells the next one in it by
 //! `unnamed`. Checksums, and how a header carries them, are in
 //! `checksum`.
@@ -32,6 +34,7 @@ mod names;
 mod scan;
 mod slice;
 mod split;
+mod strings;
 mod unnamed;
 mod validate;
 

@@ -7,21 +7,50 @@
 //! {"metadata": {"safetensors_lazy.unnamed": ["model-00001-of-00002.safetensors"], "total_size": 8}, "weight_map": {...}}
 //! ```
 
-use super::json::{room_for_scratch, Any};
+use super::json::Any;
+use super::strings::{self, Failure};
+use super::IndexError;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use std::collections::TryReserveError;
 use std::fmt;
 
 /// The key of the list.
 pub(crate) const UNNAMED_KEY: &str = "safetensors_lazy.unnamed";
 
 /// The files that an index lists so. None if it has no such list, or is not valid JSON.
-pub(crate) fn unnamed(text: &[u8]) -> Vec<String> {
-    let Some(text) = std::str::from_utf8(text).ok().filter(|text| room_for_scratch(text)) else { return Vec::new() };
-    let mut names = Vec::new();
-    let mut json = serde_json::Deserializer::from_str(text);
-    match json.deserialize_any(Object { key: "metadata", then: &mut Object { key: UNNAMED_KEY, then: &mut names } }) {
-        Ok(()) if json.end().is_ok() => names,
-        _ => Vec::new(),
+///
+/// # Errors
+///
+/// `NoMemory` or `Internal` of [`IndexError`]: there may be such a list.
+pub(crate) fn unnamed(text: &[u8]) -> Result<Vec<String>, IndexError> {
+    let len = text.len() as u64;
+    let Ok(text) = std::str::from_utf8(text) else { return Ok(Vec::new()) };
+    let mut names = Names::default();
+    let mut list = Object { key: UNNAMED_KEY, then: &mut names };
+    let read = strings::read(text, Object { key: "metadata", then: &mut list });
+    match read {
+        _ if names.no_memory => Err(IndexError::NoMemory { len }),
+        Ok(()) => Ok(names.list),
+        Err(Failure::Json { .. }) => Ok(Vec::new()),
+        Err(Failure::NoMemory) => Err(IndexError::NoMemory { len }),
+        Err(Failure::Internal(what)) => Err(IndexError::Internal(what)),
+    }
+}
+
+#[derive(Default)]
+struct Names {
+    list: Vec<String>,
+    no_memory: bool,
+}
+
+impl Names {
+    fn push(&mut self, name: &str) -> Result<(), TryReserveError> {
+        let mut copy = String::new();
+        self.list.try_reserve(1)?;
+        copy.try_reserve_exact(name.len())?;
+        copy.push_str(name);
+        self.list.push(copy);
+        Ok(())
     }
 }
 
@@ -85,14 +114,14 @@ impl<'de, T: Take> DeserializeSeed<'de> for Value<'_, T> {
     }
 }
 
-impl Take for Vec<String> {
+impl Take for Names {
     fn take<'de, D: Deserializer<'de>>(&mut self, value: D) -> Result<(), D::Error> {
         value.deserialize_any(List(self))
     }
 }
 
 /// A list of strings.
-struct List<'l>(&'l mut Vec<String>);
+struct List<'l>(&'l mut Names);
 
 impl<'de> Visitor<'de> for List<'_> {
     type Value = ();
@@ -108,7 +137,7 @@ impl<'de> Visitor<'de> for List<'_> {
 }
 
 /// Appends a string to a list.
-struct Push<'l>(&'l mut Vec<String>);
+struct Push<'l>(&'l mut Names);
 
 impl Visitor<'_> for Push<'_> {
     type Value = ();
@@ -118,12 +147,10 @@ impl Visitor<'_> for Push<'_> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        let mut copy = String::new();
-        self.0.try_reserve(1).map_err(E::custom)?;
-        copy.try_reserve_exact(text.len()).map_err(E::custom)?;
-        copy.push_str(text);
-        self.0.push(copy);
-        Ok(())
+        self.0.push(text).map_err(|error| {
+            self.0.no_memory = true;
+            E::custom(error)
+        })
     }
 }
 
@@ -136,6 +163,7 @@ mod tests {
         let index = |metadata: &str| {
             format!(r#"{{"weight_map": {{"safetensors_lazy.unnamed": "x"}}, "metadata": {metadata}, "x": 1}}"#)
         };
+        let unnamed = |text: &[u8]| unnamed(text).unwrap();
         let listed = |metadata: &str| unnamed(index(metadata).as_bytes());
         assert_eq!(listed(r#"{"a": ["b"], "safetensors_lazy.unnamed": ["c", "d\n"], "total_size": 8}"#), ["c", "d\n"]);
         for none in ["{}", "8", r#"{"safetensors_lazy.unnamed": 1}"#, r#"{"safetensors_lazy.unnamed": ["a", 1]}"#, "{"]

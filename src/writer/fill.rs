@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::storage::output::{Direct, Temporary, DIRECT_ALIGNMENT};
 use crate::storage::StorageError;
 use crate::task::Task;
-use crate::workers::in_parallel;
+use crate::workers::for_each;
 use std::ops::Range;
 
 /// What one thread writes at a time. A multiple of [`DIRECT_ALIGNMENT`].
@@ -64,14 +64,13 @@ fn write_ranges<E: From<StorageError> + Send>(
     let direct = if is_large { file.direct() } else { None };
     let pieces = pieces(ranges, direct.is_some())?;
     let workers = if is_large { WORKERS } else { 1 };
-    in_parallel(pieces.len(), workers, |bounce: &mut Bounce, number| match pieces.get(number) {
+    for_each(pieces.len() as u64, workers, |bounce: &mut Bounce, number| match pieces.get(number as usize) {
         Some(piece) => {
             write(file, from, piece, direct.as_ref(), bounce)?;
             done(piece)
         }
         None => Ok(()),
-    })?;
-    Ok(())
+    })
 }
 
 /// Why a file was not filled.

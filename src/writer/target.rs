@@ -126,10 +126,15 @@ impl Target {
         let index = match Index::parse(&text) {
             Ok(index) => index,
             Err(IndexError::NoMemory { len }) => return Err(StorageError::NoMemory { nbytes: len }),
+            Err(IndexError::Internal(what)) => return Err(StorageError::Internal(what)),
             Err(_) => return Ok(Indexed::default()),
         };
         let named = index.shards().filter_map(|name| CString::new(name).ok());
-        let unnamed = unnamed(&text).into_iter().filter_map(|name| CString::new(name).ok());
+        let unnamed = unnamed(&text).map_err(|error| match error {
+            IndexError::Internal(what) => StorageError::Internal(what),
+            _ => StorageError::NoMemory { nbytes: text.len() as u64 },
+        })?;
+        let unnamed = unnamed.into_iter().filter_map(|name| CString::new(name).ok());
         Ok(Indexed { named: listed(named)?, unnamed: listed(unnamed.filter(|name| self.is_shard(name)))? })
     }
 
