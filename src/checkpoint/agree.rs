@@ -14,9 +14,12 @@ pub(super) fn check_index(path: &str, index: &Index, shards: &Shards, names: &Na
         source: IndexError::NoMemory { len: shards.len() as u64 },
     })?;
     // Indices are mostly sorted by name, and so are headers: where the last tensor of a shard was found, the next one follows.
-    let mut next: Vec<usize> = (0..shards.list().len()).map(|shard| shards.first(shard)).collect();
+    let mut next: Vec<usize> = Vec::new();
+    next.try_reserve_exact(shards.list().len()).map_err(|_| Error::NoMemory)?;
+    next.extend((0..shards.list().len()).map(|shard| shards.first(shard)));
     for (name, shard) in index.entries() {
-        let expected = next.get(shard).copied().unwrap_or_default();
+        let next = next.get_mut(shard).ok_or(Error::Internal { what: "an index names a shard that was not opened" })?;
+        let expected = *next;
         let found = match expected < shards.first(shard.saturating_add(1)) && shards.name(expected) == name {
             true => Some(expected),
             false => names.find(shards, name),
@@ -24,25 +27,29 @@ pub(super) fn check_index(path: &str, index: &Index, shards: &Shards, names: &Na
         let Some(tensor) = found else {
             return Err(mismatch_or_duplicate(path, index, name, shards, shard, Mismatch::NotInShard));
         };
-        let shard_of_it = shards.locate(tensor).map_or(0, |(_, number, _)| number);
+        let shard_of_it = shard_of(shards, tensor)?;
         if shard_of_it != shard {
             return Err(mismatch_or_duplicate(path, index, name, shards, shard_of_it, Mismatch::InOtherShard));
         }
-        if !seen.insert(tensor) {
+        if !seen.insert(tensor)? {
             return Err(duplicate(path, name));
         }
-        if let Some(next) = next.get_mut(shard) {
-            *next = tensor + 1;
-        }
+        *next = tensor + 1;
     }
     let named = shards.first(index.shards().len());
     match (0..named).find(|tensor| !seen.contains(*tensor)) {
         None => Ok(()),
         Some(tensor) => {
-            let shard = shards.locate(tensor).map_or(0, |(_, number, _)| number);
+            let shard = shard_of(shards, tensor)?;
             Err(mismatch(path, shards.name(tensor), shards, shard, Mismatch::NotInIndex))
         }
     }
+}
+
+/// The shard of a tensor that there is.
+fn shard_of(shards: &Shards, tensor: usize) -> Result<usize, Error> {
+    let located = shards.locate(tensor).map(|(_, number, _)| number);
+    located.ok_or(Error::Internal { what: "a tensor lies in no shard" })
 }
 
 /// A name that occurs twice is the cause of whatever else is wrong with it.
@@ -82,12 +89,12 @@ impl Seen {
     }
 
     /// Whether `tensor` was not in it yet.
-    fn insert(&mut self, tensor: usize) -> bool {
-        let Some(word) = self.0.get_mut(tensor / 64) else { return false };
+    fn insert(&mut self, tensor: usize) -> Result<bool, Error> {
+        let word = self.0.get_mut(tensor / 64).ok_or(Error::Internal { what: "a name belongs to no tensor" })?;
         let bit = 1 << (tensor % 64);
         let is_new = *word & bit == 0;
         *word |= bit;
-        is_new
+        Ok(is_new)
     }
 
     fn contains(&self, tensor: usize) -> bool {

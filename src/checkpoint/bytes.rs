@@ -127,8 +127,9 @@ impl Checkpoint {
         let tensor = self.tensor_at(index)?;
         let slice = self.slice(&tensor, ranges)?;
         let first = self.start_of(&tensor)?;
-        // The offset lies inside the tensor, so it fits, and the result is not null.
-        let start = NonNull::new(first.as_ptr().wrapping_add(slice.offset() as usize)).unwrap_or(first);
+        // The offset lies inside the tensor, so it fits.
+        let start = NonNull::new(first.as_ptr().wrapping_add(slice.offset() as usize));
+        let start = start.ok_or(Error::Internal { what: "a slice starts at no address" })?;
         Ok(View { start, slice, checkpoint: PhantomData })
     }
 

@@ -1,6 +1,7 @@
 //! The metadata of all shards as one.
 
 use super::shards::Shards;
+use crate::error::Error;
 use crate::format::{BLAKE3_KEY, CRC_KEY, SHA256_KEY};
 use hashbrown::hash_table::{Entry, HashTable};
 use std::collections::hash_map::RandomState;
@@ -19,18 +20,21 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// `None` if there is no memory.
-    pub(super) fn new(shards: &Shards) -> Option<Metadata> {
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`].
+    pub(super) fn new(shards: &Shards) -> Result<Metadata, Error> {
         let mut merged =
             Metadata { entries: Vec::new(), keys: HashTable::new(), hash: RandomState::new(), conflicts: 0 };
         let len = shards.headers().map(|header| header.metadata_len()).sum();
-        merged.entries.try_reserve_exact(len).ok()?;
+        merged.entries.try_reserve_exact(len).map_err(|_| Error::NoMemory)?;
         // Room for all is made here, so nothing is ever rehashed.
         let rehash = |_: &usize| 0;
-        merged.keys.try_reserve(len, rehash).ok()?;
+        merged.keys.try_reserve(len, rehash).map_err(|_| Error::NoMemory)?;
         for (shard, header) in shards.headers().enumerate() {
             for i in 0..header.metadata_len() {
-                let (key, value) = header.metadata(i)?;
+                let entry = header.metadata(i);
+                let (key, value) = entry.ok_or(Error::Internal { what: "metadata has less than its length" })?;
                 let entry_of = |at: &usize| merged.entries.get(*at).and_then(|entry| get(shards, *entry));
                 let is_key = |at: &usize| entry_of(at).is_some_and(|(known, _)| known == key);
                 match merged.keys.entry(merged.hash.hash_one(key), is_key, rehash) {
@@ -45,7 +49,7 @@ impl Metadata {
                 }
             }
         }
-        Some(merged)
+        Ok(merged)
     }
 
     pub(super) fn len(&self) -> usize {

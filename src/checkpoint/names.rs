@@ -29,7 +29,9 @@ impl Names {
 
     /// The names of several shards, whose hashes were made by `hasher`. Several threads make a part of the table each.
     pub(super) fn of_many(shards: &Shards, hasher: NameHasher, hashes: &[Vec<u64>]) -> Result<Names, Error> {
-        let headers: Vec<_> = shards.headers().collect();
+        let mut headers = Vec::new();
+        headers.try_reserve_exact(shards.list().len()).map_err(|_| Error::NoMemory)?;
+        headers.extend(shards.headers());
         let workers = match shards.len() / NAMES_PER_PART {
             0 | 1 => 1,
             parts => workers_for(parts).min(std::thread::available_parallelism().map_or(1, usize::from)),
@@ -43,6 +45,7 @@ impl Names {
         if let Some(error) = duplicate {
             return Err(error_of(shards, *error));
         }
+        // None has failed, so that none is left out. There are as many as threads.
         let table = NameTable::of_parts(hasher, parts.into_iter().flatten().collect::<Vec<_>>());
         Ok(Names { table, order: Order::default() })
     }
@@ -78,7 +81,7 @@ fn error_of(shards: &Shards, error: NameTableError) -> Error {
                 let error = NameTableError::Duplicate { first: within, second: within };
                 Error::Header { path: shard.path_text(), source: shard.header.name_error(error) }
             }
-            _ => Error::NoMemory,
+            _ => Error::Internal { what: "a name occurs twice, and lies in no shard" },
         },
         NameTableError::NoMemory => Error::NoMemory,
     }
@@ -110,9 +113,9 @@ impl Order {
                 self.sorted.get_or_init(|| sorted)
             }
         };
-        let start = sorted.partition_point(|index| name_of(*index) < prefix);
-        let rest = sorted.get(start..)?;
-        rest.get(..rest.partition_point(|index| name_of(*index).starts_with(prefix)))
+        let (_, rest) = sorted.split_at(sorted.partition_point(|index| name_of(*index) < prefix));
+        let (found, _) = rest.split_at(rest.partition_point(|index| name_of(*index).starts_with(prefix)));
+        Some(found)
     }
 
     /// The names, each followed by a NUL where it lies.

@@ -16,12 +16,16 @@ pub(super) struct Neighbours {
     shards: Box<[OnceLock<Order>]>,
 }
 
-/// `None` if there was no memory for it.
-type Order = Option<Box<[u32]>>;
+/// `None` if there was no memory for it: pages stay then.
+type Order = Option<Vec<u32>>;
 
 impl Neighbours {
-    pub(super) fn new(shards: usize) -> Neighbours {
-        Neighbours { shards: (0..shards).map(|_| OnceLock::new()).collect() }
+    /// `None` if there is no memory.
+    pub(super) fn new(shards: usize) -> Option<Neighbours> {
+        let mut orders = Vec::new();
+        orders.try_reserve_exact(shards).ok()?;
+        orders.resize_with(shards, OnceLock::new);
+        Some(Neighbours { shards: orders.into_boxed_slice() })
     }
 
     /// `limits`, but no further from a tensor than one should look.
@@ -81,7 +85,7 @@ impl Neighbours {
             // A header of 100 MB has no room for 2^32 tensors.
             order.extend((0..header.len() as u32).filter(has_bytes));
             order.sort_unstable_by_key(start_of);
-            Some(order.into_boxed_slice())
+            Some(order)
         });
         order.as_deref()
     }

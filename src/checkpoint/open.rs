@@ -111,9 +111,9 @@ impl Checkpoint {
     }
 
     fn over(shards: Shards, names: Names, options: OpenOptions) -> Result<Checkpoint, Error> {
-        let metadata = Metadata::new(&shards).ok_or(Error::NoMemory)?;
+        let metadata = Metadata::new(&shards)?;
         let ledger = Ledger::new(shards.len(), options.budget);
-        let neighbours = Neighbours::new(shards.list().len());
+        let neighbours = Neighbours::new(shards.list().len()).ok_or(Error::NoMemory)?;
         let mut checkpoint = Checkpoint {
             shards,
             names,

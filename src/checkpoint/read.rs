@@ -38,7 +38,7 @@ pub(super) fn read_slice(
         let offset = tensor_offset.saturating_add(window.start);
         if window.runs == 1 {
             behind.next();
-            let (now, later) = split(dst, window.stop - window.start);
+            let (now, later) = split(dst, window.stop - window.start)?;
             storage.read_exact_at(now, offset)?;
             dst = later;
             continue;
@@ -46,14 +46,17 @@ pub(super) fn read_slice(
         let room = room(&mut scratch, window.stop - window.start)?;
         storage.read_exact_at(room, offset)?;
         for run in behind.by_ref().take(window.runs) {
-            let (now, later) = split(dst, run.len);
+            let (now, later) = split(dst, run.len)?;
             let start = (run.offset - window.start) as usize;
-            let bytes = room.get(start..start.saturating_add(now.len())).unwrap_or_default();
-            now.copy_from_slice(bytes);
+            let bytes = room.get(start..start.saturating_add(now.len()));
+            now.copy_from_slice(bytes.ok_or(StorageError::Internal("a run leaves its window"))?);
             dst = later;
         }
     }
-    Ok(())
+    match dst.is_empty() {
+        true => Ok(()),
+        false => Err(StorageError::Internal("the runs of a slice are less than the slice")),
+    }
 }
 
 /// Neighbouring runs that are read at once.
@@ -80,9 +83,11 @@ impl Window {
     }
 }
 
+type Split<'d> = (&'d mut [MaybeUninit<u8>], &'d mut [MaybeUninit<u8>]);
+
 /// The first `len` bytes of `dst`, which has at least so many, and the rest.
-fn split(dst: &mut [MaybeUninit<u8>], len: u64) -> (&mut [MaybeUninit<u8>], &mut [MaybeUninit<u8>]) {
-    dst.split_at_mut((len as usize).min(dst.len()))
+fn split(dst: &mut [MaybeUninit<u8>], len: u64) -> Result<Split<'_>, StorageError> {
+    dst.split_at_mut_checked(len as usize).ok_or(StorageError::Internal("the runs of a slice are more than the slice"))
 }
 
 fn room(scratch: &mut Vec<MaybeUninit<u8>>, len: u64) -> Result<&mut [MaybeUninit<u8>], StorageError> {
@@ -91,7 +96,7 @@ fn room(scratch: &mut Vec<MaybeUninit<u8>>, len: u64) -> Result<&mut [MaybeUnini
         scratch.try_reserve(needed - scratch.len()).map_err(|_| StorageError::NoMemory { nbytes: len })?;
         scratch.resize(needed, MaybeUninit::uninit());
     }
-    Ok(scratch.get_mut(..needed).unwrap_or_default())
+    scratch.get_mut(..needed).ok_or(StorageError::Internal("scratch is shorter than it was made"))
 }
 
 #[cfg(test)]

@@ -329,7 +329,7 @@ impl Source for Checkpoint {
                 }
                 Ok(copy)
             }
-            None => Buffer::new(0),
+            None => Err(StorageError::Internal("a copy is wanted of a tensor that there is not")),
         }
     }
 
@@ -365,6 +365,6 @@ fn acquire_error(tensor: &Tensor<'_>, error: AcquireError) -> Error {
         AcquireError::Budget { needed, in_use, budget } => Error::Budget { tensor: name, needed, in_use, budget },
         AcquireError::Storage(source) => tensor.shard.storage_error(Some(tensor.name()), source),
         AcquireError::TooManyPins => Error::TooManyPins { tensor: name },
-        AcquireError::NoSuchPiece => Error::NoSuchTensor { index: tensor.index(), len: 0 },
+        AcquireError::NoSuchPiece => Error::Internal { what: "the ledger has fewer pieces than there are tensors" },
     }
 }

@@ -6,7 +6,8 @@ use super::{Input, Sums, TensorSums};
 use crate::error::Error;
 use crate::format::checksum::{subtree, Crc, Tree};
 use crate::workers::for_each;
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -27,33 +28,47 @@ pub(crate) fn pass<S: Source>(
     done: impl Fn(u64, u64) -> Result<(), Error> + Sync,
 ) -> Result<Vec<Sums>, Error> {
     let plan = Plan::new(inputs, workers).ok_or(Error::NoMemory)?;
-    let turns = Turns::new(inputs);
+    let turns = Turns::new(inputs).ok_or(Error::NoMemory)?;
     let mut joined = Vec::new();
     joined.try_reserve_exact(inputs.len()).map_err(|_| Error::NoMemory)?;
     joined.resize_with(inputs.len(), Mutex::<Joined>::default);
     for_each(plan.len(), workers, |room: &mut S::Room, number| {
         // A thread that fails, or panics, must leave nobody waiting for it.
         let unless_done = GiveUp(&turns);
-        let Some(block) = plan.block(number) else { return Ok(()) };
-        let (Some(input), Some(joined)) = (inputs.get(block.input), joined.get(block.input)) else { return Ok(()) };
+        let block = plan.block(number).ok_or(NO_BLOCK)?;
+        let (input, joined) = inputs.get(block.input).zip(joined.get(block.input)).ok_or(NO_BLOCK)?;
         done(0, 0)?;
         let bytes = source.bytes(block.input, block.bytes.clone(), room)?;
-        let sums = sums_of(&block, input, bytes).ok_or(Error::NoMemory)?;
+        if bytes.len() as u64 != block.bytes.end - block.bytes.start {
+            return Err(Error::Internal { what: "a block is not as long as it was cut" });
+        }
+        let sums = sums_of(&block, input, bytes)?;
         if input.wanted.in_order() {
-            turns.take(block.input, block.bytes.clone(), bytes);
+            turns.take(block.input, block.bytes.clone(), bytes)?;
         }
         done(bytes.len() as u64, ended(&block, input))?;
         let mut joined = joined.lock().unwrap_or_else(PoisonError::into_inner);
-        joined.add(block, input, sums).ok_or(Error::NoMemory)?;
+        joined.add(block, input, sums)?;
         drop(joined);
         std::mem::forget(unless_done);
         Ok(())
     })?;
-    let joined = joined.into_iter().map(|joined| joined.into_inner().unwrap_or_else(PoisonError::into_inner));
-    let mut sums: Vec<Sums> = joined.map(|joined| joined.sums).collect();
-    turns.finish(&mut sums);
+    let mut sums = Vec::new();
+    sums.try_reserve_exact(inputs.len()).map_err(|_| Error::NoMemory)?;
+    for (joined, input) in joined.into_iter().zip(inputs) {
+        let joined = joined.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let expected = if input.wanted.of_tensors() { input.tensors.len() } else { 0 };
+        if !joined.early.is_empty() || joined.sums.tensors.len() != expected {
+            return Err(Error::Internal { what: "not every tensor has a sum" });
+        }
+        sums.push(joined.sums);
+    }
+    turns.finish(inputs, &mut sums)?;
     Ok(sums)
 }
+
+const NO_BLOCK: Error = Error::Internal { what: "a plan has no such block" };
+const NO_TENSOR: Error = Error::Internal { what: "a block is of no tensor" };
 
 /// Lets all that wait for their turn go, unless it is forgotten.
 struct GiveUp<'t>(&'t Turns);
@@ -64,34 +79,33 @@ impl Drop for GiveUp<'_> {
     }
 }
 
-/// The sums of a block: of each tensor that is whole in it, or of a piece, whose hash is a chaining value then. `None` if there is no
-/// memory.
-fn sums_of(block: &Block, input: &Input, bytes: &[u8]) -> Option<Vec<TensorSums>> {
+/// The sums of a block: of each tensor that is whole in it, or of a piece, whose hash is a chaining value then.
+fn sums_of(block: &Block, input: &Input, bytes: &[u8]) -> Result<Vec<TensorSums>, Error> {
     let wanted = input.wanted;
     let mut sums = Vec::new();
     if !wanted.of_tensors() {
-        return Some(sums);
+        return Ok(sums);
     }
     let crc = |bytes: &[u8]| if wanted.crc { Crc::of(bytes) } else { Crc::default() };
     match &block.part {
         Part::Header => {}
         Part::Whole(tensors) => {
-            sums.try_reserve_exact(tensors.len()).ok()?;
-            for tensor in input.tensors.get(tensors.clone())? {
+            sums.try_reserve_exact(tensors.len()).map_err(|_| Error::NoMemory)?;
+            for tensor in input.tensors.get(tensors.clone()).ok_or(NO_TENSOR)? {
                 let place = (tensor.start - block.bytes.start) as usize..(tensor.end - block.bytes.start) as usize;
-                let bytes = bytes.get(place)?;
+                let bytes = bytes.get(place).ok_or(NO_TENSOR)?;
                 let blake3 = if wanted.blake3 { blake3::hash(bytes).into() } else { [0; 32] };
                 sums.push(TensorSums { crc: crc(bytes), blake3 });
             }
         }
         Part::Piece(tensor) => {
-            let offset = block.bytes.start - input.tensors.get(*tensor)?.start;
+            let offset = block.bytes.start - input.tensors.get(*tensor).ok_or(NO_TENSOR)?.start;
             let blake3 = if wanted.blake3 { subtree(bytes, offset) } else { [0; 32] };
-            sums.try_reserve_exact(1).ok()?;
+            sums.try_reserve_exact(1).map_err(|_| Error::NoMemory)?;
             sums.push(TensorSums { crc: crc(bytes), blake3 });
         }
     }
-    Some(sums)
+    Ok(sums)
 }
 
 /// How many tensors end with a block.
@@ -112,40 +126,67 @@ struct Joined {
     /// The block that comes next.
     next: u64,
     /// Those that have come before their turn: as many as threads are ahead of the slowest.
-    early: BTreeMap<u64, (Block, Vec<TensorSums>)>,
+    early: BinaryHeap<Early>,
 }
 
+/// A block and its sums. The first of several is the greatest.
+#[derive(Debug)]
+struct Early(Block, Vec<TensorSums>);
+
+impl Ord for Early {
+    fn cmp(&self, other: &Early) -> Ordering {
+        other.0.number.cmp(&self.0.number)
+    }
+}
+
+impl PartialOrd for Early {
+    fn partial_cmp(&self, other: &Early) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Early {
+    fn eq(&self, other: &Early) -> bool {
+        self.0.number == other.0.number
+    }
+}
+
+impl Eq for Early {}
+
 impl Joined {
-    /// `None` if there is no memory.
-    fn add(&mut self, block: Block, input: &Input, sums: Vec<TensorSums>) -> Option<()> {
-        self.early.insert(block.number, (block, sums));
-        while let Some((block, sums)) = self.early.remove(&self.next) {
+    fn add(&mut self, block: Block, input: &Input, sums: Vec<TensorSums>) -> Result<(), Error> {
+        self.early.try_reserve(1).map_err(|_| Error::NoMemory)?;
+        self.early.push(Early(block, sums));
+        while self.early.peek().is_some_and(|Early(block, _)| block.number == self.next) {
+            let Early(block, sums) = self.early.pop().ok_or(NO_BLOCK)?;
             self.next += 1;
             self.add_next(&block, input, &sums)?;
         }
-        Some(())
+        Ok(())
     }
 
-    fn add_next(&mut self, block: &Block, input: &Input, sums: &[TensorSums]) -> Option<()> {
+    fn add_next(&mut self, block: &Block, input: &Input, sums: &[TensorSums]) -> Result<(), Error> {
+        if !input.wanted.of_tensors() {
+            return Ok(());
+        }
         let tensors = &mut self.sums.tensors;
-        tensors.try_reserve(sums.len()).ok()?;
+        tensors.try_reserve(sums.len()).map_err(|_| Error::NoMemory)?;
         let Part::Piece(tensor) = block.part else {
             tensors.extend(sums);
-            return Some(());
+            return Ok(());
         };
-        // There is none if nothing was wanted of tensors.
-        let (Some(piece), Some(place)) = (sums.first(), input.tensors.get(tensor)) else { return Some(()) };
+        let (piece, place) = sums.first().zip(input.tensors.get(tensor)).ok_or(NO_TENSOR)?;
         if block.bytes.start == place.start {
             tensors.push(TensorSums::default());
         }
-        let sums = tensors.last_mut()?;
+        let sums = tensors.last_mut().ok_or(NO_TENSOR)?;
         sums.crc = sums.crc.then(piece.crc);
         match (input.wanted.blake3, block.bytes.end == place.end) {
             (false, _) => {}
             (true, false) => self.tree.push(piece.blake3),
-            (true, true) => sums.blake3 = self.tree.finish(piece.blake3)?,
+            (true, true) => sums.blake3 = self.tree.finish(piece.blake3).ok_or(NO_TENSOR)?,
         }
-        Some(())
+        Ok(())
     }
 }
 
@@ -223,6 +264,33 @@ mod tests {
         assert!(sums[0].tensors.is_empty());
         assert_eq!(sums[0].file_sha256, [0; 32]);
         assert_eq!(sums[0].data_sha256, <[u8; 32]>::from(sha2::Sha256::digest(&source.0[0][8..])));
+    }
+
+    #[test]
+    fn pass_gives_empty_blocks_no_turn() {
+        // Between large tensors an empty one is a block of its own, which starts where the next block does.
+        const LARGE: u64 = BLOCK + 1;
+        let wanted = Wanted { file_sha256: true, ..Wanted::default() };
+        let (source, inputs) = inputs(&[(8, &[LARGE, 0, LARGE, 0, LARGE, 0, LARGE, 0, LARGE])], wanted);
+        let expected = <[u8; 32]>::from(sha2::Sha256::digest(&source.0[0]));
+        for _ in 0..50 {
+            let sums = pass(&source, &inputs, 8, |_, _| Ok(())).unwrap();
+            assert_eq!(sums[0].file_sha256, expected);
+        }
+    }
+
+    #[test]
+    fn pass_tells_of_blocks_that_have_no_turn() {
+        let input =
+            Input { data_start: 8, tensors: vec![8..20], wanted: Wanted { data_sha256: true, ..Wanted::default() } };
+        let turns = || Turns::new(std::slice::from_ref(&input)).unwrap();
+        let is_bug = |outcome| assert!(matches!(outcome, Err(Error::Internal { .. })));
+        let all = turns();
+        all.take(0, 8..20, &[0; 12]).unwrap();
+        is_bug(all.take(0, 8..20, &[0; 12]));
+        is_bug(all.take(1, 8..20, &[0; 12]));
+        all.finish(std::slice::from_ref(&input), &mut [Sums::default()]).unwrap();
+        is_bug(turns().finish(std::slice::from_ref(&input), &mut [Sums::default()]));
     }
 
     /// Fails, or panics, at some block.

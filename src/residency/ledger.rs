@@ -137,7 +137,7 @@ impl<C: Clock> Ledger<C> {
     fn hold(&self, index: usize, hold: Hold, source: &dyn Source) -> Result<NonNull<u8>, AcquireError> {
         let Some(slot) = self.slot(index) else { return self.hold_absent(index, hold, source) };
         match slot.hold(hold) {
-            Held::Yes => Ok(self.found(slot, hold)),
+            Held::Yes => self.found(slot, hold),
             Held::NotResident => self.hold_absent(index, hold, source),
             Held::TooManyPins => Err(AcquireError::TooManyPins),
         }
@@ -145,12 +145,12 @@ impl<C: Clock> Ledger<C> {
 
     /// Notes that a piece was resident, and gives its first byte.
     #[inline]
-    fn found(&self, slot: &Slot, hold: Hold) -> NonNull<u8> {
+    fn found(&self, slot: &Slot, hold: Hold) -> Result<NonNull<u8>, AcquireError> {
         // What is kept never goes, so it does not matter when it was used.
         if hold == Hold::Pin {
             slot.count_hit(self.clock.now());
         }
-        slot.start()
+        slot.start().ok_or(StorageError::Internal("what is held lies nowhere").into())
     }
 
     /// Takes hold of a piece that was not resident a moment ago.
@@ -162,7 +162,7 @@ impl<C: Clock> Ledger<C> {
         let mut books = self.lock();
         loop {
             match slot.hold(hold) {
-                Held::Yes => return Ok(self.found(slot, hold)),
+                Held::Yes => return self.found(slot, hold),
                 Held::TooManyPins => return Err(AcquireError::TooManyPins),
                 Held::NotResident if slot.state().is(State::FILLING) => {
                     books = self.shared.filled.wait(books).unwrap_or_else(PoisonError::into_inner);

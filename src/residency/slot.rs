@@ -113,9 +113,9 @@ impl Slot {
         State(self.state.load(Acquire))
     }
 
-    /// Where it lies. To be asked by those who hold it.
-    pub(super) fn start(&self) -> NonNull<u8> {
-        NonNull::new(self.start.load(Relaxed)).unwrap_or(NonNull::dangling())
+    /// Where it lies. To be asked by those who hold it: for them, it lies somewhere.
+    pub(super) fn start(&self) -> Option<NonNull<u8>> {
+        NonNull::new(self.start.load(Relaxed))
     }
 
     pub(super) fn used(&self) -> u64 {

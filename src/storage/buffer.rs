@@ -20,7 +20,8 @@ pub(crate) struct Buffer {
 #[derive(Debug)]
 enum Memory {
     Heap(NonNull<[Line]>),
-    Mapped(MmapRaw),
+    /// With its first byte.
+    Mapped(MmapRaw, NonNull<u8>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,15 +53,15 @@ impl Buffer {
             // Only advice: without huge pages the buffer is slower to fill, not wrong.
             let _ = mapped.advise(Advice::HugePage);
         }
-        Ok(Buffer { memory: Memory::Mapped(mapped), len })
+        let start = NonNull::new(mapped.as_mut_ptr()).ok_or(StorageError::Internal("a mapping lies at address 0"))?;
+        Ok(Buffer { memory: Memory::Mapped(mapped, start), len })
     }
 
     /// The first byte. The pointer is valid as long as the buffer lives, wherever it moves; writing through it is the caller's affair.
     pub(crate) fn start(&self) -> NonNull<u8> {
         match &self.memory {
             Memory::Heap(lines) => lines.cast(),
-            // A mapping never lies at address 0.
-            Memory::Mapped(mapping) => NonNull::new(mapping.as_mut_ptr()).unwrap_or(NonNull::dangling()),
+            Memory::Mapped(_, start) => *start,
         }
     }
 
@@ -68,7 +69,7 @@ impl Buffer {
     /// whoever of the two writes to a page next would get a copy, and it could be the child that keeps the page which the disk knows (see
     /// NOTES of open(2) on `O_DIRECT`).
     pub(crate) fn keep_from_children(&self) {
-        if let Memory::Mapped(mapped) = &self.memory {
+        if let Memory::Mapped(mapped, _) = &self.memory {
             // Where this is refused it is as it would be without.
             let _ = mapped.advise(Advice::DontFork);
         }
@@ -127,8 +128,8 @@ impl Scratch {
             self.0 = None;
             self.0 = Some(Buffer::new(len.saturating_add(len / 4))?);
         }
-        let room =
-            self.0.as_mut().and_then(|buffer| buffer.as_uninit_mut().get_mut(..len as usize)).unwrap_or_default();
+        let room = self.0.as_mut().and_then(|buffer| buffer.as_uninit_mut().get_mut(..len as usize));
+        let room = room.ok_or(StorageError::Internal("a buffer is shorter than it was made"))?;
         read(room)?;
         // SAFETY: the read has initialised all of `room`, which is borrowed mutably from here on and given out as shared.
         Ok(unsafe { &*(&raw const *room as *const [u8]) })

@@ -2,12 +2,12 @@
 
 use crate::process::Process;
 use crate::thread::{self, without_signals};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{sync_channel, Receiver, SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// However much it is asked for at once, Linux reads no more ahead than the larger of the device's read-ahead window and its largest
@@ -23,16 +23,61 @@ const MOST_REQUESTS: usize = 4096;
 /// Reads ahead in a thread of its own. To ask the system is not enough: it makes the asking thread wait once the disk's queue is full.
 #[derive(Debug, Default)]
 pub(crate) struct ReadAhead {
-    /// Started by the first request. Only those who ask lock this, so that the thread holds no lock when the process forks.
+    /// Started by the first request. Only those who ask lock this, so that the thread does not hold it when the process forks. (What it
+    /// locks itself, the requests, no child touches.)
     worker: Mutex<Option<Worker>>,
 }
 
 #[derive(Debug)]
 struct Worker {
     process: Process,
-    requests: SyncSender<Request>,
-    stop: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     thread: JoinHandle<()>,
+}
+
+/// What the thread shares with those who ask.
+#[derive(Debug, Default)]
+struct Shared {
+    /// At most [`MOST_REQUESTS`].
+    requests: Mutex<VecDeque<Request>>,
+    /// There is a request, or the end.
+    changed: Condvar,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    fn requests(&self) -> MutexGuard<'_, VecDeque<Request>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a request, if there is room for it.
+    fn ask(&self, request: Request) {
+        let mut requests = self.requests();
+        if requests.len() < MOST_REQUESTS && requests.try_reserve(1).is_ok() {
+            requests.push_back(request);
+            drop(requests);
+            self.changed.notify_one();
+        }
+    }
+
+    /// The next request. `None` at the end.
+    fn next(&self) -> Option<Request> {
+        let mut requests = self.requests();
+        while !self.stop.load(Ordering::Relaxed) {
+            match requests.pop_front() {
+                Some(request) => return Some(request),
+                None => requests = self.changed.wait(requests).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+        None
+    }
+
+    fn stop(&self) {
+        let requests = self.requests();
+        self.stop.store(true, Ordering::Relaxed);
+        drop(requests);
+        self.changed.notify_one();
+    }
 }
 
 #[derive(Debug)]
@@ -55,10 +100,8 @@ impl ReadAhead {
         if worker.is_none() {
             *worker = Worker::start();
         }
-        if let Some(Err(TrySendError::Disconnected(_))) =
-            worker.as_ref().map(|worker| worker.requests.try_send(request))
-        {
-            *worker = None;
+        if let Some(worker) = worker.as_ref() {
+            worker.shared.ask(request);
         }
     }
 }
@@ -77,27 +120,25 @@ impl Drop for ReadAhead {
 impl Worker {
     fn start() -> Option<Worker> {
         let process = Process::this()?;
-        let (requests, receiver) = sync_channel(MOST_REQUESTS);
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
-        let spawn = || thread::builder("st_prefetch", STACK_BYTES).spawn(move || work(&receiver, &told));
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let spawn = || thread::builder("st_prefetch", STACK_BYTES).spawn(move || work(&theirs));
         let thread = without_signals(spawn).ok()?;
-        Some(Worker { process, requests, stop, thread })
+        Some(Worker { process, shared, thread })
     }
 
     fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        drop(self.requests);
+        self.shared.stop();
         // It does not panic; if it did, it would have ended all the same.
         let _ = self.thread.join();
     }
 }
 
-fn work(requests: &Receiver<Request>, stop: &AtomicBool) {
-    while let Ok(Request { file, bytes }) = requests.recv() {
+fn work(shared: &Shared) {
+    while let Some(Request { file, bytes }) = shared.next() {
         let mut at = bytes.start;
         while at < bytes.end {
-            if stop.load(Ordering::Relaxed) {
+            if shared.stop.load(Ordering::Relaxed) {
                 return;
             }
             let len = CHUNK.min(bytes.end - at);

@@ -37,12 +37,15 @@ pub(crate) enum Completed {
 }
 
 impl Queue {
-    /// For up to `depth` reads at once. `None` where the system refuses it, as containers often do, or is older than such reads.
+    /// For up to `depth` reads at once. `None` where the system refuses it, as containers often do, or is older than such reads, and
+    /// where there is no memory.
     pub(crate) fn new(depth: usize) -> Option<Queue> {
         let entries = u32::try_from(depth.max(1)).ok()?.checked_next_power_of_two()?;
         // Reads without a vector came with Linux 5.6, and so did this feature, about which no call is needed.
         let ring = IoUring::new(entries).ok().filter(|ring| ring.params().is_feature_rw_cur_pos())?;
-        Some(Queue { ring, pushed: VecDeque::with_capacity(depth), under_way: 0, depth, refused: false })
+        let mut pushed = VecDeque::new();
+        pushed.try_reserve_exact(depth).ok()?;
+        Some(Queue { ring, pushed, under_way: 0, depth, refused: false })
     }
 
     /// Whether one more read may be pushed.

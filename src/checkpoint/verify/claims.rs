@@ -21,10 +21,9 @@ pub(super) struct Claims {
 ///
 /// [`Error::Checksum`]: a checksum is malformed; [`Error::Storage`]; [`Error::NoMemory`].
 pub(super) fn claims_of_all(shards: &[Shard]) -> Result<Vec<Claims>, Error> {
-    let claims = in_parallel(shards.len(), workers_for(shards.len()), |scratch: &mut Scratch, number| {
-        shards.get(number).map(|shard| claims_of(shard, scratch)).transpose()
-    })?;
-    Ok(claims.into_iter().flatten().collect())
+    in_parallel(shards.len(), workers_for(shards.len()), |scratch: &mut Scratch, number| {
+        claims_of(shards.get(number).ok_or(Error::Internal { what: "there is no shard of a number" })?, scratch)
+    })
 }
 
 /// # Errors

@@ -65,16 +65,15 @@ pub(super) fn input_of(shard: &Shard, known: &Known, checks: Checks) -> Result<I
     tensors.try_reserve_exact(shard.header.len()).map_err(|_| shard.no_memory())?;
     if wanted != Wanted::default() {
         let start = shard.data_start();
-        tensors.extend(
-            known
-                .order
-                .iter()
-                .filter_map(|within| shard.header.tensor(*within))
-                .map(|tensor| start + tensor.start..start + tensor.stop),
-        );
+        for within in &known.order {
+            let tensor = shard.header.tensor(*within).ok_or(NO_TENSOR)?;
+            tensors.push(start + tensor.start..start + tensor.stop);
+        }
     }
     Ok(Input { data_start: shard.data_start(), tensors, wanted })
 }
+
+const NO_TENSOR: Error = Error::Internal { what: "a header has fewer tensors than it says" };
 
 /// What came out of one shard.
 #[derive(Default)]
@@ -98,6 +97,11 @@ impl Compared {
 /// Compares a shard's sums with what is known of it. The first error is the one that says most.
 pub(super) fn compare(shard: &Shard, known: &Known, input: &Input, sums: &Sums) -> Result<Compared, Error> {
     let wanted = input.wanted;
+    // Otherwise some would count as verified that nobody has looked at.
+    let summed = if wanted.crc || wanted.blake3 { sums.tensors.len() } else { input.tensors.len() };
+    if summed != input.tensors.len() || (wanted != Wanted::default() && summed != known.order.len()) {
+        return Err(Error::Internal { what: "not every tensor of a shard has been summed" });
+    }
     let mut compared = Compared {
         tensors: input.tensors.len() as u64,
         checks: Checks {
@@ -155,7 +159,7 @@ fn crc_num(shard: &Shard, order: &[usize], sums: &Sums) -> Result<CrcNum, Error>
     by_name.sort_unstable_by_key(|(within, _)| shard.header.name(*within));
     let (mut crc, mut room) = (CrcNum::new(), Scratch::default());
     for (within, sums) in by_name {
-        let Some(tensor) = shard.header.tensor(within) else { continue };
+        let tensor = shard.header.tensor(within).ok_or(NO_TENSOR)?;
         let mut scalar = None;
         if tensor.shape.is_empty() {
             let place = shard.data_start() + tensor.start;
@@ -166,4 +170,26 @@ fn crc_num(shard: &Shard, order: &[usize], sums: &Sums) -> Result<CrcNum, Error>
         crc.add(tensor.name, sums.crc, scalar);
     }
     Ok(crc)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::claims::claims_of_all;
+    use super::*;
+    use crate::{Checkpoint, OpenOptions};
+
+    #[test]
+    fn compare_refuses_sums_that_are_not_of_every_tensor() {
+        let header = br#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
+        let file = [&(header.len() as u64).to_le_bytes()[..], header, b"xy"].concat();
+        let checkpoint = Checkpoint::open_memory(file, OpenOptions::default()).unwrap();
+        let shards = checkpoint.shards.list();
+        let known = Known::new(&shards[0], claims_of_all(shards).unwrap().remove(0), Some([0; 32])).unwrap();
+        let mut input = input_of(&shards[0], &known, Checks::default()).unwrap();
+        input.wanted.crc = true;
+        for (sums, is_right) in [(0, false), (1, false), (2, true), (3, false)] {
+            let sums = Sums { tensors: vec![Default::default(); sums], ..Sums::default() };
+            assert_eq!(compare(&shards[0], &known, &input, &sums).is_ok(), is_right);
+        }
+    }
 }

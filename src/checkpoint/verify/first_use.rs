@@ -27,7 +27,7 @@ const BAD: u8 = 3;
 /// What is known of each tensor.
 #[derive(Debug)]
 pub(in crate::checkpoint) struct FirstUse {
-    tensors: Box<[Entry]>,
+    tensors: Vec<Entry>,
     /// Held to change a state, and by those who wait for that.
     changing: Mutex<()>,
     changed: Condvar,
@@ -58,12 +58,16 @@ impl FirstUse {
                 }
             }
         }
-        Ok(FirstUse { tensors: tensors.into_boxed_slice(), changing: Mutex::new(()), changed: Condvar::new() })
+        match tensors.len() == len {
+            true => Ok(FirstUse { tensors, changing: Mutex::new(()), changed: Condvar::new() }),
+            false => Err(Error::Internal { what: "there are not as many digests as tensors" }),
+        }
     }
 
     /// Compares the digest that `digest` gives with that of the file, unless that has been done. If another thread is at it, waits.
     fn check(&self, tensor: &Tensor<'_>, digest: impl FnOnce() -> Result<Digest, Error>) -> Result<(), Error> {
-        let Some(entry) = self.tensors.get(tensor.index()) else { return Ok(()) };
+        let entry = self.tensors.get(tensor.index());
+        let entry = entry.ok_or(Error::Internal { what: "a tensor to be verified has no digest" })?;
         match entry.state.load(Ordering::Acquire) {
             GOOD => Ok(()),
             _ => self.check_slowly(entry, tensor, digest),
@@ -183,7 +187,10 @@ fn digest_of<S: Source>(tensor: &Tensor<'_>, source: &S, go_on: GoOn<'_>) -> Res
     let input = Input { data_start: bytes.start, tensors: vec![bytes], wanted };
     let workers = workers_for((tensor.nbytes() / BYTES_PER_WORKER) as usize).max(1);
     let sums = pass(source, &[input], workers, |_, _| go_on())?;
-    Ok(sums.first().and_then(|sums| sums.tensors.first()).map_or([0; 32], |sums| sums.blake3))
+    match sums.first().map(|sums| &*sums.tensors) {
+        Some([sums]) => Ok(sums.blake3),
+        _ => Err(Error::Internal { what: "a tensor has not one sum" }),
+    }
 }
 
 /// All bytes of a tensor, in memory.
@@ -198,7 +205,8 @@ impl Source for ReadBytes<'_> {
 
     fn bytes<'a>(&'a self, _: usize, place: Range<u64>, (): &'a mut ()) -> Result<&'a [u8], Error> {
         let (from, to) = (place.start - self.start, place.end - self.start);
-        Ok(self.bytes.get(from as usize..to as usize).unwrap_or_default())
+        let bytes = self.bytes.get(from as usize..to as usize);
+        bytes.ok_or(Error::Internal { what: "a block leaves the tensor that was read" })
     }
 }
 
@@ -225,7 +233,7 @@ mod tests {
 
     fn first_use() -> FirstUse {
         let entry = Entry { state: AtomicU8::new(UNKNOWN), digest: DIGEST };
-        FirstUse { tensors: Box::new([entry]), changing: Mutex::new(()), changed: Condvar::new() }
+        FirstUse { tensors: vec![entry], changing: Mutex::new(()), changed: Condvar::new() }
     }
 
     #[test]
@@ -248,6 +256,14 @@ mod tests {
             });
             assert_eq!(calls.into_inner(), 1);
         }
+    }
+
+    #[test]
+    fn check_refuses_what_has_no_digest() {
+        let checkpoint = checkpoint();
+        let none = FirstUse { tensors: vec![], ..first_use() };
+        let outcome = none.check(&checkpoint.tensor(0).unwrap(), || Ok(DIGEST));
+        assert!(matches!(outcome, Err(Error::Internal { .. })), "{outcome:?}");
     }
 
     #[test]

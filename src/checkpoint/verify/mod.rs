@@ -155,6 +155,9 @@ impl Checkpoint {
         let sums = pass(&source, &inputs, workers(options.workers), |bytes, items| task.done(bytes, items));
         task.end();
         let sums = sums?;
+        if [known.len(), inputs.len(), sums.len()] != [shards.len(); 3] {
+            return Err(Error::Internal { what: "not every shard has been summed" });
+        }
         // What has changed does not match either, but that is not the news.
         for shard in shards {
             shard.storage.check_unchanged().map_err(|source| shard.storage_error(None, source))?;
@@ -224,7 +227,7 @@ impl Source for ShardBytes<'_> {
     type Room = Scratch;
 
     fn bytes<'a>(&'a self, input: usize, place: Range<u64>, room: &'a mut Scratch) -> Result<&'a [u8], Error> {
-        let Some(shard) = self.shards.get(input) else { return Ok(&[]) };
+        let shard = self.shards.get(input).ok_or(Error::Internal { what: "a block is of no shard" })?;
         let len = place.end - place.start;
         let read = match self.around_cache {
             true => room.read_around_cache(&shard.storage, place.start, len),
