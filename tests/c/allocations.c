@@ -123,7 +123,6 @@ static void open_a_file(void) {
 
 static void open_a_header_with_escapes(void) {
     failing_needs_malloc();
-    STILL_ABORTS("format/json.rs");
     static char metadata[1 << 14] = "{\"\\u0066\":\"";
     size_t len = strlen(metadata);
     /* A value that is itself longer than what fails. */
@@ -263,7 +262,6 @@ static void use_pointers(void) {
 
 static void use_what_is_open(void) {
     failing_needs_malloc();
-    STILL_ABORTS("residency, checkpoint");
     write_shards();
     for (int32_t storage = ST_STORAGE_MMAP; storage <= ST_STORAGE_READ; storage++)
         for (int32_t verify = ST_VERIFY_NONE; verify <= ST_VERIFY_FIRST_USE; verify++) {
@@ -285,7 +283,6 @@ static void verify_it(void) {
 
 static void verify(void) {
     failing_needs_malloc();
-    STILL_ABORTS("workers.rs, checkpoint/verify");
     write_shards();
     open_before(ST_STORAGE_AUTO, ST_VERIFY_NONE, 0);
     each_fails_in(verify_it);
