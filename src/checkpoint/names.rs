@@ -40,7 +40,7 @@ impl Names {
         let parts = in_parallel(parts, workers, |_: &mut (), part| Ok(NamePart::new(&headers, hashes, part, parts)))?;
         let duplicate = parts.iter().filter_map(|part| part.as_ref().err()).min_by_key(|error| match error {
             NameTableError::Duplicate { second, .. } => *second,
-            NameTableError::NoMemory => 0,
+            NameTableError::NoMemory | NameTableError::Internal(_) => 0,
         });
         if let Some(error) = duplicate {
             return Err(error_of(shards, *error));
@@ -84,6 +84,7 @@ fn error_of(shards: &Shards, error: NameTableError) -> Error {
             _ => Error::Internal { what: "a name occurs twice, and lies in no shard" },
         },
         NameTableError::NoMemory => Error::NoMemory,
+        NameTableError::Internal(what) => Error::Internal { what },
     }
 }
 

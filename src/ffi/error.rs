@@ -313,6 +313,7 @@ fn status_of(error: &Error) -> st_status {
             RankError::Layout { .. } => ST_ERR_INVALID_ARGUMENT,
             RankError::NotDivisible { .. } => ST_ERR_NOT_DIVISIBLE,
             RankError::NoMemory { .. } => ST_ERR_NO_MEMORY,
+            RankError::Internal(_) => ST_ERR_INTERNAL,
         },
         Error::Checksum { source, .. } => match source {
             ChecksumError::Missing { .. } => ST_ERR_CHECKSUM_MISSING,

@@ -368,6 +368,8 @@ pub enum RankError {
         /// The tensor's number of dimensions.
         rank: usize,
     },
+    /// A state that cannot happen: a bug in this library.
+    Internal(&'static str),
 }
 
 impl Display for RankError {
@@ -379,6 +381,7 @@ impl Display for RankError {
                 write!(f, "{len} elements of dimension {dimension} cannot be cut into {parts} equal parts")
             }
             RankError::NoMemory { rank } => write!(f, "no memory for the ranges of {rank} dimensions"),
+            RankError::Internal(what) => write!(f, "a bug in safetensors_lazy, please report it: {what}"),
         }
     }
 }

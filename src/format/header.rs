@@ -93,6 +93,7 @@ impl Header {
         match error {
             NameTableError::Duplicate { second, .. } => HeaderError::DuplicateName { name: string(self.name(second)) },
             NameTableError::NoMemory => HeaderError::NoMemory { header_len: self.header_len },
+            NameTableError::Internal(what) => HeaderError::Internal(what),
         }
     }
 

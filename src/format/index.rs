@@ -89,7 +89,7 @@ impl Index {
             let reason = format!("it names {} shards, more than the limit of {MAX_SHARDS}", draft.shards.len());
             return Err(IndexError::Structure { reason });
         }
-        draft.finish().map_err(|NoRoom| IndexError::NoMemory { len })
+        draft.finish(len)
     }
 
     /// Number of entries.
@@ -188,25 +188,25 @@ impl Draft {
     }
 
     /// The index, with its shards in byte order.
-    fn finish(self) -> Result<Index, NoRoom> {
+    fn finish(self, len: u64) -> Result<Index, IndexError> {
+        const NO_PLACE: IndexError = IndexError::Internal("a shard of an index has no place among them");
+        let no_memory = |_| IndexError::NoMemory { len };
         let Draft { text, mut shards, mut entries, .. } = self;
         if !shards.is_sorted_by_key(|shard| shard.of(&text)) {
             let mut order: Vec<(Span, u32)> = Vec::new();
-            order.try_reserve_exact(shards.len())?;
+            order.try_reserve_exact(shards.len()).map_err(no_memory)?;
             order.extend(shards.iter().copied().zip(0..));
             order.sort_unstable_by_key(|(shard, _)| shard.of(&text));
 
             let mut places: Vec<u32> = Vec::new();
-            places.try_reserve_exact(shards.len())?;
+            places.try_reserve_exact(shards.len()).map_err(no_memory)?;
             places.resize(shards.len(), 0);
             for ((slot, (shard, was)), place) in shards.iter_mut().zip(order).zip(0..) {
                 *slot = shard;
-                if let Some(to) = places.get_mut(was as usize) {
-                    *to = place;
-                }
+                *places.get_mut(was as usize).ok_or(NO_PLACE)? = place;
             }
             for entry in &mut entries {
-                entry.shard = places.get(entry.shard as usize).copied().unwrap_or_default();
+                entry.shard = *places.get(entry.shard as usize).ok_or(NO_PLACE)?;
             }
         }
         Ok(Index { text, shards, entries })

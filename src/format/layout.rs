@@ -65,7 +65,7 @@ impl Layout<'_> {
             let Some(first) = ranges.first_mut() else {
                 return refuse("an optimizer shard splits the first dimension, and the tensor has none".to_owned());
             };
-            let part = self.optimizer_part(place.free())?;
+            let part = self.optimizer_part(place.free()?)?;
             *first = part.of(0, first.clone())?;
         }
         Ok(ranges)
@@ -114,10 +114,9 @@ impl Layout<'_> {
     fn entries_of(&self, dimension: usize) -> Result<&[i64], RankError> {
         let (start, stop) = match self.tensor_map_starts {
             None => (dimension, dimension + 1),
-            // `check_starts` has seen as many.
             Some(starts) => match starts.get(dimension..) {
                 Some([start, stop, ..]) => (*start, *stop),
-                _ => (0, 0),
+                _ => return Err(RankError::Internal("a dimension has no offsets, of which there are as many")),
             },
         };
         match self.tensor_map.get(start..stop) {
@@ -241,9 +240,10 @@ impl Place<'_> {
     }
 
     /// The rank's place among those that differ from it only on axes that no dimension has taken.
-    fn free(&self) -> Part {
+    fn free(&self) -> Result<Part, RankError> {
         let axes = (0..self.device_matrix.len()).rev().filter(|axis| self.used & 1 << axis == 0);
-        axes.filter_map(|axis| self.along(axis)).fold(Part::WHOLE, Part::then)
+        let along = |axis| self.along(axis).ok_or(RankError::Internal("a device matrix lacks an axis"));
+        axes.map(along).try_fold(Part::WHOLE, |part, inner| Ok(part.then(inner?)))
     }
 }
 

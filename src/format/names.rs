@@ -47,6 +47,8 @@ pub enum NameTableError {
     },
     /// There was no memory for the table, or there are more than 2^32 names.
     NoMemory,
+    /// A state that cannot happen: a bug in this library.
+    Internal(&'static str),
 }
 
 impl NameHasher {
@@ -76,6 +78,11 @@ impl NamePart {
         part: usize,
         parts: usize,
     ) -> Result<NamePart, NameTableError> {
+        // What lacks a hash would not be found, nor be known as a duplicate.
+        let is_hashed = |(header, hashes): (&&Header, &Vec<u64>)| header.len() == hashes.len();
+        if headers.len() != hashes.len() || !headers.iter().zip(hashes).all(is_hashed) {
+            return Err(NameTableError::Internal("there are not as many hashes as names"));
+        }
         let belongs = |hash: &u64| part_of(*hash, parts) == part;
         let len = hashes.iter().flatten().filter(|hash| belongs(hash)).count();
         let mut table = NamePart::with_room(len)?;
@@ -232,5 +239,15 @@ mod tests {
         assert!(NameTable::new(&header(&["a", "aa", "", "b"])).is_ok());
         let refused = in_parts(&[&header(&["x", "a"]), &header(&["b", "a"])], 1).unwrap_err();
         assert_eq!(refused, NameTableError::Duplicate { first: 1, second: 3 });
+    }
+
+    #[test]
+    fn part_refuses_names_without_hashes() {
+        let header = Header::parse(br#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#).unwrap();
+        let hashes = NameHasher::default().hashes(&header).unwrap();
+        assert!(NamePart::new(&[&header], std::slice::from_ref(&hashes), 0, 1).is_ok());
+        for hashes in [vec![], vec![vec![]], vec![hashes.clone(), hashes]] {
+            assert!(matches!(NamePart::new(&[&header], &hashes, 0, 1), Err(NameTableError::Internal(_))));
+        }
     }
 }

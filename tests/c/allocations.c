@@ -1,7 +1,8 @@
 /*
- * Memory that runs out, at every place where as much of it is wanted as a file or a caller chooses: each allocation of 1 KiB or more fails
- * in turn, alone and with all that follow it. The calls must succeed in another way or return ST_ERR_NO_MEMORY; afterwards,
- * with memory, the same must work.
+ * Memory that runs out, at every place where as much of it is wanted as a file or a caller
+ * chooses: each allocation of 1 KiB or more fails in turn, alone and with all that follow it. The
+ * calls must succeed in another way or return ST_ERR_NO_MEMORY; afterwards, with memory, the same
+ * must work.
  *
  * Allocations that may end the process all the same: none of that size.
  */
@@ -11,6 +12,7 @@
 #include "fixture.h"
 #include "test.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +26,10 @@ enum { TENSORS = 2000, NBYTES = 64, SHARD_COUNT = 50, RANK = 2000 };
 /* Whether a call that fails for lack of memory is right now. */
 static bool may_fail;
 
-/* Whether a call has succeeded. It may also have found no memory, if some was denied; and that is all. */
+/*
+ * Whether a call has succeeded. It may also have found no memory, if some was denied; and that is
+ * all.
+ */
 static bool ok(st_status status) {
     if (status == ST_OK)
         return true;
@@ -63,7 +68,7 @@ static void each_fails_in(void (*run)(void)) {
     failing_each(with_and_without);
 }
 
-/* --- Opening ------------------------------------------------------------------------------------------------------------------ */
+/* --- Opening ------------------------------------------------------------------------------- */
 
 static const char *path;
 static st_open_options open_options;
@@ -153,7 +158,9 @@ static void open_a_buffer(void) {
 }
 
 /* A checkpoint of as many shards that lists of them are counted, too. */
-static const fixture_generation sharded = {3, TENSORS, NBYTES, SHARD_COUNT, ST_WRITE_NO_SYNC | ST_WRITE_CRC | ST_WRITE_SHA256 | ST_WRITE_BLAKE3, 0};
+static const fixture_generation sharded = {
+    3, TENSORS, NBYTES, SHARD_COUNT, ST_WRITE_NO_SYNC | ST_WRITE_CRC | ST_WRITE_SHA256 | ST_WRITE_BLAKE3, 0,
+};
 
 static void write_shards(void) {
     static char model[512];
@@ -194,7 +201,7 @@ static void open_shards_by_an_index_with_escapes(void) {
     FILE *file = fopen(path, "wb");
     CHECK(file);
     for (size_t i = 0; i < len; i++)
-        if (i > 0 && text[i - 1] == '"' && text[i] == 't' && i + 1 < len && text[i + 1] >= '0' && text[i + 1] <= '9')
+        if (i > 0 && i + 1 < len && text[i - 1] == '"' && text[i] == 't' && isdigit((unsigned char)text[i + 1]))
             fprintf(file, "\\u0074");
         else
             fputc(text[i], file);
@@ -214,7 +221,7 @@ static void open_shards_that_are_verified(void) {
     }
 }
 
-/* --- Reading ------------------------------------------------------------------------------------------------------------------ */
+/* --- Reading ------------------------------------------------------------------------------- */
 
 static st_checkpoint *model;
 static size_t number_of[TENSORS]; /* of the tensor of an index, in the generation */
@@ -289,7 +296,7 @@ static void verify(void) {
     st_close(model);
 }
 
-/* --- Slices of many dimensions ------------------------------------------------------------------------------------------------ */
+/* --- Slices of many dimensions ------------------------------------------------------------- */
 
 static st_range deep_ranges[RANK];
 
@@ -334,7 +341,7 @@ static void slice_many_dimensions(void) {
     st_close(model);
 }
 
-/* --- Loading ------------------------------------------------------------------------------------------------------------------ */
+/* --- Loading ------------------------------------------------------------------------------- */
 
 static st_request requests[2 * TENSORS];
 static size_t request_len;
@@ -370,7 +377,8 @@ static void load_it(void) {
 static const st_load_options load_defaults = ST_LOAD_OPTIONS_INIT;
 
 static void load_each_way(int32_t verify) {
-    static const int32_t engines[] = {ST_ENGINE_AUTO, ST_ENGINE_BUFFERED, ST_ENGINE_DIRECT, ST_ENGINE_URING};
+    static const int32_t engines[] = {ST_ENGINE_AUTO, ST_ENGINE_BUFFERED, ST_ENGINE_DIRECT,
+                                      ST_ENGINE_URING};
     open_before(ST_STORAGE_AUTO, verify, 0);
     for (size_t i = 0; i < LEN(engines); i++) {
         load_options.engine = engines[i];
@@ -475,7 +483,7 @@ static void load_a_slice_of_many_dimensions(void) {
     st_close(model);
 }
 
-/* --- Staged memory that nobody recycles --------------------------------------------------------------------------------------- */
+/* --- Staged memory that nobody recycles ---------------------------------------------------- */
 
 enum { HELD = 600000 };
 static rlim_t more_bytes;
@@ -488,15 +496,19 @@ static rlim_t mapped_bytes(void) {
     return (rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE);
 }
 
-/* As many requests as no table of fixed size holds, of one byte each, and a limit to the process's memory while they arrive. */
+/*
+ * As many requests as no table of fixed size holds, of one byte each, and a limit to the process's
+ * memory while they arrive.
+ */
 static void hold_all(void) {
     char *file = malloc(HELD * 80 + 64);
     CHECK(file);
     size_t len = 8;
     file[len++] = '{';
     for (size_t i = 0; i < HELD; i++)
-        len += (size_t)sprintf(file + len, "%s\"%zu\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%zu,%zu]}", i ? "," : "", i, i,
-                               i + 1);
+        len += (size_t)sprintf(file + len,
+                               "%s\"%zu\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%zu,%zu]}",
+                               i ? "," : "", i, i, i + 1);
     file[len++] = '}';
     for (size_t i = 0; i < 8; i++)
         file[i] = (char)((len - 8) >> (8 * i));
@@ -530,7 +542,7 @@ static void hold_everything_within_a_limit(void) {
         CHECK(test_in_child(hold_all) == 0);
 }
 
-/* --- Writing ------------------------------------------------------------------------------------------------------------------ */
+/* --- Writing ------------------------------------------------------------------------------- */
 
 static const fixture_generation *written;
 static char written_path[512];
@@ -570,7 +582,9 @@ static void write_a_file(void) {
 }
 
 static void write_a_file_with_checksums(void) {
-    static const fixture_generation generation = {2, 300, 3000, 0, ST_WRITE_NO_SYNC | ST_WRITE_CRC | ST_WRITE_SHA256 | ST_WRITE_BLAKE3, 0};
+    static const fixture_generation generation = {
+        2, 300, 3000, 0, ST_WRITE_NO_SYNC | ST_WRITE_CRC | ST_WRITE_SHA256 | ST_WRITE_BLAKE3, 0,
+    };
     write_as("sums", &generation);
 }
 

@@ -1,6 +1,6 @@
 /*
- * Threads that are cancelled inside calls: the call finishes, then the thread is cancelled at its next
- * cancellation point, and nothing leaks or stays locked.
+ * Threads that are cancelled inside calls: the call finishes, then the thread is cancelled at its
+ * next cancellation point, and nothing leaks or stays locked.
  */
 #define _GNU_SOURCE
 
@@ -24,8 +24,8 @@ static void is_cancelled(void *(*run)(void *), void *with) {
 }
 
 /*
- * From here on the thread is to be cancelled: at the first cancellation point that it comes to, such as
- * open(2), read(2) or fsync(2).
+ * From here on the thread is to be cancelled: at the first cancellation point that it comes to,
+ * such as open(2), read(2) or fsync(2).
  */
 static void cancel_this_thread(void) {
     CHECK(pthread_cancel(pthread_self()) == 0);

@@ -1,6 +1,6 @@
 /*
- * Lengths that cannot be right are refused before the array is read: here each array ends where memory
- * ends that nobody may touch.
+ * Lengths that cannot be right are refused before the array is read: here each array ends where
+ * memory ends that nobody may touch.
  */
 #include "fixture.h"
 #include "loading.h"
@@ -94,7 +94,10 @@ static void shapes_beyond_any_header(void) {
     loading_unguard((unsigned char *)shape, sizeof(*shape));
 }
 
-/* One of the arrays of a layout, or of the tensor, is of an absurd length at a time, and the others as long as they must be then. */
+/*
+ * One of the arrays of a layout, or of the tensor, is of an absurd length at a time, and the
+ * others as long as they must be then.
+ */
 static void layouts_beyond_any_tensor(void) {
     uint64_t *shape = (uint64_t *)(void *)loading_guarded(sizeof(*shape), true);
     uint64_t *devices = (uint64_t *)(void *)loading_guarded(sizeof(*devices), true);
