@@ -986,7 +986,7 @@ typedef struct st_progress {
     uint64_t bytes_read;
     /** Of a load: ST_ENGINE_*, or'ed: what has read something so far. Otherwise 0. */
     uint32_t engines;
-    /** Of a load: the number of its threads. Otherwise 0. */
+    /** Of a load: the number of its threads, 0 if it is small (see st_load_start). Otherwise 0. */
     uint32_t workers;
 } st_progress;
 
@@ -1081,7 +1081,10 @@ typedef struct st_load_options {
      * st_loaded.engine.
      */
     int32_t engine;
-    /** Threads that read; 0 leaves the number to the library. Never more than 64, nor than there is work for. */
+    /**
+     * Threads that read. Never more than 64, nor than there is work for. 0 leaves the number to the library, which starts none for a
+     * load of less than block_bytes: see st_load_start. A number starts threads for such a load, too.
+     */
     uint32_t workers;
     /** Reads that are under way at once around the page cache, by all threads together; 0 leaves the number to the library. At most 1024. */
     uint32_t queue_depth;
@@ -1167,7 +1170,13 @@ typedef struct st_loaded {
  * tensors are verified before they are delivered; one that comes in pieces is read once more for that, before.
  *
  * Memory: the staging memory; up to 16 MiB for reads that cannot go where they should at once; some 300 bytes per request, and more if it
- * is a slice of many dimensions. Threads: those of st_load_options.workers; they end when all is read, or with st_load_free at the latest.
+ * is a slice of many dimensions. Staging memory is touched from its start on, and used again when it was recycled: no more is staged while
+ * 16 MiB, or an eighth of the staging memory, wait to be taken by st_load_next. Huge pages round what is touched up to 2 MiB. Threads:
+ * those of st_load_options.workers; they end when all is read, or with st_load_free at the latest.
+ *
+ * A small load starts no thread: the thread that calls st_load_next reads it. A load is small if it reads less than block_bytes, in 64 reads
+ * or fewer (one on a network or FUSE file system), and st_load_options.workers is 0. Nothing of it is read before that call, so
+ * st_load_progress does not change by itself, and destinations stay as they are if st_load_free comes first.
  *
  * After a fork the load goes on in the parent. The child may call st_load_free on it, and nothing else; it has no staging memory of the
  * library's. A process that forks during loads that read around the page cache should keep destinations, and staging memory of its own, from
@@ -1195,7 +1204,8 @@ st_status st_load_start(st_checkpoint *checkpoint,
  * Gives the next request, or piece of one, that has arrived.
  *
  * timeout_ms: the most milliseconds to wait; 0 does not wait. A negative number waits as long as the storage takes, but not for the
- * caller: see ST_ERR_STAGING_FULL.
+ * caller: see ST_ERR_STAGING_FULL. A small load (see st_load_start) is read by this call, which then takes as long as the storage does,
+ * whatever the timeout; other threads that call it meanwhile wait for what it reads.
  * out: receives what has arrived; may not be NULL. Unlike other outputs it is always written: where the status is that of a request that
  * failed, out->request, out->tag and out->index tell of which; where it is another, out->request is ST_ALL.
  *
@@ -1208,6 +1218,7 @@ st_status st_load_start(st_checkpoint *checkpoint,
  * arrives by itself) failed, and the content of its dst is unspecified. The load goes on: call again for the others.
  * ST_ERR_STAGING_FULL: the timeout is negative, and nothing can arrive before some of what was delivered is recycled, by any thread.
  * ST_ERR_CANCELLED: by st_load_cancel.
+ * ST_ERR_NO_MEMORY, ST_ERR_INTERNAL, with ST_ALL as out->request: the load cannot go on. Every call gives that from now on.
  * ST_ERR_INVALID_ARGUMENT: a NULL. ST_ERR_UNSUPPORTED: in a child of the process that started the load.
  */
 st_status st_load_next(struct st_load *load,

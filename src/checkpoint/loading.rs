@@ -12,9 +12,11 @@ use std::ops::Range;
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) shard: usize,
-    /// Where the tensor starts in the shard's file.
+    /// Where it starts in the shard's file; of a slice with gaps, where the tensor does.
     pub(crate) start: u64,
-    pub(crate) slice: Slice,
+    pub(crate) nbytes: u64,
+    /// Set if the slice is not one run.
+    pub(crate) scattered: Option<Box<Slice>>,
     /// Whether the slice is all of the tensor.
     pub(crate) is_whole: bool,
 }
@@ -25,9 +27,23 @@ impl Checkpoint {
     /// As for [`Checkpoint::tensor_read`]: no such tensor, wrong ranges.
     pub(crate) fn place(&self, index: usize, ranges: &[Range<u64>]) -> Result<Place, Error> {
         let tensor = self.tensor_at(index)?;
+        let (shard, start) = (tensor.shard(), tensor.file_offset());
+        if ranges.is_empty() {
+            return Ok(Place { shard, start, nbytes: tensor.nbytes(), scattered: None, is_whole: true });
+        }
         let slice = self.slice(&tensor, ranges)?;
-        let is_whole = slice.nbytes() == tensor.nbytes();
-        Ok(Place { shard: tensor.shard(), start: tensor.file_offset(), slice, is_whole })
+        let nbytes = slice.nbytes();
+        let is_whole = nbytes == tensor.nbytes();
+        let (start, scattered) = match slice.is_contiguous() {
+            true => (start + slice.offset(), None),
+            false => (start, Some(Box::new(slice))),
+        };
+        Ok(Place { shard, start, nbytes, scattered, is_whole })
+    }
+
+    /// Whether one of the files lies on a network or FUSE file system.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.storages().any(Storage::is_remote)
     }
 
     /// The bytes of each shard.
@@ -54,27 +70,32 @@ impl Checkpoint {
         }
     }
 
-    /// After all of a tensor was read to memory, and before it is handed out: what [`Checkpoint::tensor_read`] checks then. `go_on` ends
-    /// that, by an error.
+    /// Whether what was read has to be checked before it is handed out.
+    pub(crate) fn checks_reads(&self) -> bool {
+        self.watches_changes || self.first_use.is_some()
+    }
+
+    /// Whether the file of a tensor is as it was, where that is wanted to be known.
     ///
     /// # Errors
     ///
-    /// [`Error::Checksum`]; [`Error::Storage`]: the file was changed.
+    /// [`Error::Storage`]: the file was changed.
+    pub(crate) fn check_unchanged_of(&self, index: usize) -> Result<(), Error> {
+        self.check_unchanged(&self.tensor_at(index)?)
+    }
+
+    /// After all of a tensor was read to memory from an unchanged file, and before it is handed out: what [`Checkpoint::tensor_read`]
+    /// checks then. `go_on` ends that, by an error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checksum`].
     pub(crate) fn check_whole(&self, index: usize, bytes: &[u8], go_on: GoOn<'_>) -> Result<(), Error> {
-        let tensor = self.tensor_at(index)?;
-        self.check_unchanged(&tensor)?;
-        self.check_read(&tensor, bytes, go_on)
+        self.check_read(&self.tensor_at(index)?, bytes, go_on)
     }
 
     /// The same for a part of a tensor, which the caller will see all of, part by part: to check that, it is read once more.
     pub(crate) fn check_piece(&self, index: usize, go_on: GoOn<'_>) -> Result<(), Error> {
-        let tensor = self.tensor_at(index)?;
-        self.check_unchanged(&tensor)?;
-        self.check_first_use_unless(&tensor, go_on)
-    }
-
-    /// The same for a slice, of which no checksum is known.
-    pub(crate) fn check_slice(&self, index: usize) -> Result<(), Error> {
-        self.check_unchanged(&self.tensor_at(index)?)
+        self.check_first_use_unless(&self.tensor_at(index)?, go_on)
     }
 }

@@ -222,8 +222,26 @@ pub(super) unsafe fn copy_ranges(
     ranges: *const st_range,
     len: usize,
 ) -> Result<Vec<Range<u64>>, Error> {
+    let mut copied = Vec::new();
+    // SAFETY: the caller's promise.
+    unsafe { copy_ranges_to(&mut copied, checkpoint, index, ranges, len) }?;
+    Ok(copied)
+}
+
+/// As [`copy_ranges`], to a list that is empty.
+///
+/// # Safety
+///
+/// As for [`copy_ranges`].
+pub(super) unsafe fn copy_ranges_to(
+    to: &mut Vec<Range<u64>>,
+    checkpoint: &Checkpoint,
+    index: usize,
+    ranges: *const st_range,
+    len: usize,
+) -> Result<(), Error> {
     if ranges.is_null() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let tensor = checkpoint.tensor_at(index)?;
     let rank = tensor.shape().len();
@@ -232,10 +250,9 @@ pub(super) unsafe fn copy_ranges(
     }
     // SAFETY: not NULL; the rest is the caller's promise.
     let ranges = unsafe { array(ranges, len, "ranges") }?;
-    let mut copied = Vec::new();
-    copied.try_reserve_exact(len).map_err(|_| checkpoint.no_memory_for(&tensor))?;
-    copied.extend(ranges.iter().map(|range| range.start..range.stop));
-    Ok(copied)
+    to.try_reserve(len).map_err(|_| checkpoint.no_memory_for(&tensor))?;
+    to.extend(ranges.iter().map(|range| range.start..range.stop));
+    Ok(())
 }
 
 impl From<&View<'_>> for st_view {

@@ -1,17 +1,17 @@
 //! Section "Loading".
 
-use super::bytes::{copy_ranges, st_range};
+use super::bytes::{copy_ranges_to, st_range};
 use super::error::{st_error, st_status, ST_DONE, ST_OK, ST_TIMEOUT};
 use super::guard::{guard, guard_status, guard_status_with, guard_value};
 use super::handle::{array, null, output, shared_checkpoint};
 use super::open::st_checkpoint;
 use super::options::{check_flags, check_reserved, copy_options, Options};
 use super::task::{progress_of, st_progress};
-use crate::checkpoint::Checkpoint;
 use crate::error::Error;
-use crate::load::{Destination, Engine, Load, LoadOptions, Loaded, Next, Request, Staging};
+use crate::load::{Ask, Destination, Engine, Load, LoadOptions, Loaded, Next, Staging};
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The library chooses, for each part of each file: ST_ENGINE_BUFFERED for what the page cache has, and where the system does not tell what
@@ -69,7 +69,8 @@ pub struct st_load_options {
     /// ST_ENGINE_AUTO, or the only one to use. One that the system, or a file, refuses is replaced by the next best all the same: see
     /// st_loaded.engine.
     pub engine: i32,
-    /// Threads that read; 0 leaves the number to the library. Never more than 64, nor than there is work for.
+    /// Threads that read. Never more than 64, nor than there is work for. 0 leaves the number to the library, which starts none for a
+    /// load of less than block_bytes: see st_load_start. A number starts threads for such a load, too.
     pub workers: u32,
     /// Reads that are under way at once around the page cache, by all threads together; 0 leaves the number to the library. At most 1024.
     pub queue_depth: u32,
@@ -156,7 +157,13 @@ pub struct st_load {
 /// tensors are verified before they are delivered; one that comes in pieces is read once more for that, before.
 ///
 /// Memory: the staging memory; up to 16 MiB for reads that cannot go where they should at once; some 300 bytes per request, and more if it
-/// is a slice of many dimensions. Threads: those of st_load_options.workers; they end when all is read, or with st_load_free at the latest.
+/// is a slice of many dimensions. Staging memory is touched from its start on, and used again when it was recycled: no more is staged while
+/// 16 MiB, or an eighth of the staging memory, wait to be taken by st_load_next. Huge pages round what is touched up to 2 MiB. Threads:
+/// those of st_load_options.workers; they end when all is read, or with st_load_free at the latest.
+///
+/// A small load starts no thread: the thread that calls st_load_next reads it. A load is small if it reads less than block_bytes, in 64 reads
+/// or fewer (one on a network or FUSE file system), and st_load_options.workers is 0. Nothing of it is read before that call, so
+/// st_load_progress does not change by itself, and destinations stay as they are if st_load_free comes first.
 ///
 /// After a fork the load goes on in the parent. The child may call st_load_free on it, and nothing else; it has no staging memory of the
 /// library's. A process that forks during loads that read around the page cache should keep destinations, and staging memory of its own, from
@@ -189,8 +196,15 @@ pub unsafe extern "C" fn st_load_start(
             out.write(std::ptr::null_mut());
             let checkpoint = shared_checkpoint(checkpoint)?;
             let options = options_of(&copy_options(options)?)?;
-            let requests = requests_of(&checkpoint, array(requests, n, "requests")?)?;
-            let load = Load::start(checkpoint, requests, options)?;
+            let requests = array(requests, n, "requests")?;
+            let of = Arc::clone(&checkpoint);
+            let mut requests = requests.iter();
+            let load = Load::start_with(checkpoint, n, options, |ranges| {
+                let request = requests.next().ok_or(Error::Internal { what: "fewer requests than there are" })?;
+                copy_ranges_to(ranges, &of, request.index, request.ranges, request.rank)?;
+                let destination = NonNull::new(request.dst).map(|start| (start.cast(), request.dst_len));
+                Ok(Ask { index: request.index, destination, tag: request.tag })
+            })?;
             out.write(Box::into_raw(Box::new(load)).cast());
             Ok(())
         })
@@ -200,7 +214,8 @@ pub unsafe extern "C" fn st_load_start(
 /// Gives the next request, or piece of one, that has arrived.
 ///
 /// timeout_ms: the most milliseconds to wait; 0 does not wait. A negative number waits as long as the storage takes, but not for the
-/// caller: see ST_ERR_STAGING_FULL.
+/// caller: see ST_ERR_STAGING_FULL. A small load (see st_load_start) is read by this call, which then takes as long as the storage does,
+/// whatever the timeout; other threads that call it meanwhile wait for what it reads.
 /// out: receives what has arrived; may not be NULL. Unlike other outputs it is always written: where the status is that of a request that
 /// failed, out->request, out->tag and out->index tell of which; where it is another, out->request is ST_ALL.
 ///
@@ -213,6 +228,7 @@ pub unsafe extern "C" fn st_load_start(
 /// arrives by itself) failed, and the content of its dst is unspecified. The load goes on: call again for the others.
 /// ST_ERR_STAGING_FULL: the timeout is negative, and nothing can arrive before some of what was delivered is recycled, by any thread.
 /// ST_ERR_CANCELLED: by st_load_cancel.
+/// ST_ERR_NO_MEMORY, ST_ERR_INTERNAL, with ST_ALL as out->request: the load cannot go on. Every call gives that from now on.
 /// ST_ERR_INVALID_ARGUMENT: a NULL. ST_ERR_UNSUPPORTED: in a child of the process that started the load.
 #[no_mangle]
 pub unsafe extern "C" fn st_load_next(
@@ -329,23 +345,6 @@ const NOTHING: st_loaded = st_loaded {
 unsafe fn load<'a>(handle: *const st_load) -> Result<&'a Load, Error> {
     // SAFETY: made by `st_load_start`, and the caller's promise.
     unsafe { handle.cast::<Load>().as_ref() }.ok_or_else(|| null("the load"))
-}
-
-/// # Safety
-///
-/// The header's rules: ranges can be read, destinations be written to until the load is freed.
-unsafe fn requests_of(checkpoint: &Checkpoint, given: &[st_request]) -> Result<Vec<Request>, Error> {
-    let mut requests = Vec::new();
-    requests.try_reserve_exact(given.len()).map_err(|_| Error::NoMemory)?;
-    for request in given {
-        // SAFETY: the caller's promise.
-        let ranges = unsafe { copy_ranges(checkpoint, request.index, request.ranges, request.rank) }?;
-        // SAFETY: as above.
-        let destination =
-            NonNull::new(request.dst).map(|start| unsafe { Destination::new(start.cast(), request.dst_len) });
-        requests.push(Request { index: request.index, ranges, destination, tag: request.tag });
-    }
-    Ok(requests)
 }
 
 /// # Safety

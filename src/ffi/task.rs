@@ -31,7 +31,7 @@ pub struct st_progress {
     pub bytes_read: u64,
     /// Of a load: ST_ENGINE_*, or'ed: what has read something so far. Otherwise 0.
     pub engines: u32,
-    /// Of a load: the number of its threads. Otherwise 0.
+    /// Of a load: the number of its threads, 0 if it is small (see st_load_start). Otherwise 0.
     pub workers: u32,
 }
 

@@ -1,13 +1,13 @@
 //! Reading a block around the page cache.
 
 use super::buffered;
+use super::ending::Ending;
 use super::options::Engine;
 use super::reads::{Copy, Read, Reads, Target};
-use super::segment::Block;
-use super::shared::{Failures, Outcome, Shared};
-use crate::storage::{Buffer, Direct, Queue, Storage, PAGE};
+use super::segment::Piece;
+use super::shared::{Failures, Outcome, Shared, Taken};
+use crate::storage::{Buffer, Direct, Queue, PAGE};
 use std::io;
-use std::ops::Range;
 use std::ptr::NonNull;
 
 /// Memory, aligned to pages, for what cannot be read to where it belongs: in equal parts of one piece, which may be of huge pages. (1 MiB
@@ -45,6 +45,7 @@ impl Bounces {
             let memory = Buffer::new((self.count as u64 * self.bytes).max(Buffer::MAPPED_FROM as u64)).ok()?;
             memory.keep_from_children();
             let part = |number: usize| memory.start().as_ptr().wrapping_add(number * self.bytes as usize);
+            self.free.try_reserve_exact(self.count).ok()?;
             // Inside the memory, so not null. The first is taken first.
             self.free.extend((0..self.count).rev().filter_map(|number| NonNull::new(part(number))).map(Bounce));
             self.memory = Some(memory);
@@ -59,41 +60,36 @@ impl Bounces {
 
 /// A block whose reads are under way.
 #[derive(Debug)]
-pub(super) struct Job {
-    block: Block,
+pub(super) struct Job<'s> {
+    taken: Taken<'s>,
+    direct: &'s Direct,
     reads: Reads,
     bounce: Option<Bounce>,
+    /// Reads that were handed to the queue, or done.
+    sent: usize,
     /// Reads that have not ended.
     left: usize,
-    /// What reads that have failed were to read.
-    failed: Vec<Range<u64>>,
     bytes_read: u64,
     /// What has read it.
     engine: Engine,
 }
 
-impl Job {
-    /// To be read through io_uring, unless [`Job::read`] is called. Gives the block back if there is no memory for what has to be copied.
-    pub(super) fn new(block: Block, bounces: &mut Bounces) -> Result<Job, Block> {
-        let reads = Reads::of(&block, PAGE);
+const NO_READ: Ending = Ending::Internal("a block has no such read");
+
+impl<'s> Job<'s> {
+    /// To be read through io_uring, unless [`Job::read`] is called. Gives the block back if there is no memory for it, or for what has to be
+    /// copied.
+    pub(super) fn new(taken: Taken<'s>, direct: &'s Direct, bounces: &mut Bounces) -> Result<Job<'s>, Taken<'s>> {
+        let Some(reads) = Reads::of(&taken.block, PAGE) else { return Err(taken) };
         let bounce = match reads.bounce {
             0 => None,
             bytes => match bounces.take(bytes) {
-                None => return Err(block),
+                None => return Err(taken),
                 bounce => bounce,
             },
         };
         let left = reads.list.len();
-        Ok(Job { block, reads, bounce, left, failed: Vec::new(), bytes_read: 0, engine: Engine::Uring })
-    }
-
-    pub(super) fn block(&self) -> &Block {
-        &self.block
-    }
-
-    /// Number of reads.
-    pub(super) fn len(&self) -> usize {
-        self.reads.list.len()
+        Ok(Job { taken, direct, reads, bounce, sent: 0, left, bytes_read: 0, engine: Engine::Uring })
     }
 
     /// Whether all reads have ended.
@@ -101,60 +97,71 @@ impl Job {
         self.left == 0
     }
 
+    /// Whether all reads were begun.
+    pub(super) fn is_sent(&self) -> bool {
+        self.sent >= self.reads.list.len()
+    }
+
     /// A read, and where it goes.
-    fn prepared(&self, number: usize) -> Option<(Read, NonNull<u8>)> {
-        let read = *self.reads.list.get(number)?;
+    fn prepared(&self, number: usize) -> Result<(Read, NonNull<u8>), Ending> {
+        let read = *self.reads.list.get(number).ok_or(NO_READ)?;
         let to = match read.to {
-            Target::Straight(to) => to,
+            Target::Straight(to) => Some(to),
+            // Inside the part, which was taken for as many bytes, so not null.
             Target::Bounce(place) => {
-                // Inside the part, which was taken for as many bytes, so not null.
-                NonNull::new(self.bounce.as_ref()?.0.as_ptr().wrapping_add(place))?
+                self.bounce.as_ref().and_then(|bounce| NonNull::new(bounce.0.as_ptr().wrapping_add(place)))
             }
         };
-        Some((read, to))
+        Ok((read, to.ok_or(Ending::Internal("a read goes nowhere"))?))
     }
 
-    fn direct<'s>(&self, shared: &'s Shared) -> Option<&'s Direct> {
-        shared.source.direct_of(self.block.shard)
-    }
-
-    /// Hands a read to the queue. `false` if that has no room.
+    /// Hands the next read to the queue, with a token that `token` makes of its number. `false` if the queue has no room.
     ///
     /// # Safety
     ///
     /// The job, and the load, stay until the read has ended or the queue was dropped.
-    pub(super) unsafe fn push(&self, shared: &Shared, queue: &mut Queue, number: usize, token: u64) -> bool {
-        let (Some((read, to)), Some(direct)) = (self.prepared(number), self.direct(shared)) else { return false };
+    pub(super) unsafe fn push(&mut self, queue: &mut Queue, token: impl FnOnce(usize) -> u64) -> Result<bool, Ending> {
+        let (read, to) = self.prepared(self.sent)?;
         // SAFETY: what is read to belongs to the job, or to those who have asked for it, and nobody else touches it until it is
         // delivered; the caller's promise for how long. A read is no longer than a block, or its bounce memory, and two pages.
-        unsafe { queue.push(direct, to, read.len as u32, read.offset, token) }
+        let pushed = unsafe { queue.push(self.direct, to, read.len as u32, read.offset, token(self.sent)) };
+        self.sent += usize::from(pushed);
+        Ok(pushed)
+    }
+
+    /// Does the next read, and waits for it.
+    pub(super) fn read_next(&mut self) -> Result<(), Ending> {
+        self.sent += 1;
+        self.read(self.sent - 1)
     }
 
     /// Does a read, and waits for it.
-    pub(super) fn read(&mut self, shared: &Shared, number: usize) {
-        let (Some((read, to)), Some(direct)) = (self.prepared(number), self.direct(shared)) else { return };
+    pub(super) fn read(&mut self, number: usize) -> Result<(), Ending> {
+        let (read, to) = self.prepared(number)?;
         // SAFETY: as above, until this returns.
-        let outcome = unsafe { direct.read_at(to, read.len as usize, read.offset) };
+        let outcome = unsafe { self.direct.read_at(to, read.len as usize, read.offset) };
         self.engine = Engine::Direct;
-        self.settle(shared, number, outcome);
+        self.settle(number, outcome)
     }
 
     /// A read has ended.
-    pub(super) fn settle(&mut self, shared: &Shared, number: usize, outcome: io::Result<usize>) {
-        let Some(read) = self.reads.list.get(number) else { return };
-        self.left = self.left.saturating_sub(1);
-        if let (Err(error), Some(direct)) = (&outcome, self.direct(shared)) {
-            direct.has_failed(error);
-        }
+    pub(super) fn settle(&mut self, number: usize, outcome: io::Result<usize>) -> Result<(), Ending> {
+        let read = self.reads.list.get_mut(number).ok_or(NO_READ)?;
+        self.left = self.left.checked_sub(1).ok_or(NO_READ)?;
         match outcome {
-            Ok(n) if n as u64 >= read.needed => self.bytes_read += n as u64,
-            _ => self.failed.push(read.wanted()),
+            Ok(n) if n as u64 >= read.needed => {
+                read.done = true;
+                self.bytes_read += n as u64;
+            }
+            Ok(_) => {}
+            Err(error) => self.direct.has_failed(&error),
         }
+        Ok(())
     }
 
     /// Copies what has to be copied, and reads through the page cache what could not be read around it: that tells whose bytes they are
-    /// that cannot be read, and why. Reads that have not been done have failed.
-    pub(super) fn finish(mut self, shared: &Shared, storage: &Storage, bounces: &mut Bounces) {
+    /// that cannot be read, and why. Reads that have not been done have failed. Gives the memory of the block's pieces.
+    pub(super) fn finish(mut self, shared: &Shared, bounces: &mut Bounces) -> Result<Vec<Piece>, Ending> {
         if let Some(bounce) = self.bounce.take() {
             for Copy { from, to, len } in &self.reads.copies {
                 let bytes = bounce.0.as_ptr().wrapping_add(*from);
@@ -164,20 +171,24 @@ impl Job {
             }
             bounces.give(bounce);
         }
-        let (mut failures, mut rescued) = (Failures::new(), Vec::new());
-        let is_all_there = self.left == 0 && self.failed.is_empty();
-        for (number, piece) in self.block.pieces.iter().enumerate().filter(|_| !is_all_there) {
-            let is_bad = |bad: &Range<u64>| bad.start < piece.end() && piece.offset < bad.end;
-            if self.left == 0 && !self.failed.iter().any(is_bad) {
+        let mut failures = Failures::default();
+        let storage = self.taken.storage;
+        let is_all_there = self.reads.list.iter().all(|read| read.done);
+        for (number, piece) in self.taken.block.pieces.iter_mut().enumerate().filter(|_| !is_all_there) {
+            let is_bad = |read: &Read| {
+                let wanted = read.wanted();
+                !read.done && wanted.start < piece.end() && piece.offset < wanted.end
+            };
+            if !self.reads.list.iter().any(is_bad) {
                 continue;
             }
-            rescued.push(number);
+            piece.rescued = true;
             match buffered::read_piece(shared, storage, piece) {
                 Ok(()) => self.bytes_read += piece.len,
-                Err(error) => failures.push((number, error)),
+                Err(error) => failures.push(number, error),
             }
         }
-        let outcome = Outcome { engine: self.engine, rescued, failures, bytes_read: self.bytes_read };
-        shared.give(&self.block, outcome);
+        let outcome = Outcome { engine: self.engine, failures, bytes_read: self.bytes_read };
+        self.taken.give(outcome)
     }
 }

@@ -7,6 +7,7 @@
 //! plan      what is read together, in which order        staging   memory for what has no place of its own
 //! segment   cut into blocks: what a thread reads at once reads     a block as aligned reads and copies
 //! state     what is open, under way, and to be delivered shared    the same for many threads
+//! slots     tables whose memory is reserved              ending    why a load ends early
 //! source    how each block is best read                  residency what the page cache had
 //! worker    a thread, and its reads that are under way
 //! buffered  reading through the page cache               job       reading around it
@@ -15,6 +16,7 @@
 //! `plan`, `segment` and `reads` are arithmetic, and `state` bookkeeping: they know no files.
 
 mod buffered;
+mod ending;
 mod job;
 mod loaded;
 mod options;
@@ -24,6 +26,7 @@ mod request;
 mod residency;
 mod segment;
 mod shared;
+mod slots;
 mod source;
 mod staging;
 mod state;
@@ -33,6 +36,7 @@ mod worker;
 
 pub use loaded::{LoadProgress, Loaded, LoadedBytes, Next};
 pub use options::{Engine, LoadOptions, Staging};
+pub(crate) use request::Ask;
 pub use request::{Destination, Request};
 
 use crate::checkpoint::Checkpoint;
@@ -40,23 +44,25 @@ use crate::error::Error;
 use crate::process::Process;
 use crate::storage::{StorageError, PAGE};
 use crate::thread::{self, without_signals};
+use ending::Ending;
 use options::Settings;
 use plan::{Plan, Rules};
 use segment::Limits;
 use shared::Shared;
 use source::Source;
-use staging::{pages_of, Ring};
+use staging::pages_of;
 use state::{State, Work};
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use worker::Means;
+use worker::{work, Means};
 
 /// Threads call the system, copy and hash.
 const STACK_BYTES: usize = 512 * 1024;
 
-/// The most memory for reads that cannot go where they should, of all threads together.
-const BOUNCE_BYTES: u64 = 16 * 1024 * 1024;
+/// The most reads of a load without threads: as many as one thread has under way at once.
+const MOST_SMALL_READS: u64 = options::QUEUE_DEPTH as u64;
 
 /// A running load.
 ///
@@ -74,6 +80,9 @@ impl Load {
     ///
     /// What is loaded is what the files hold, as for [`Checkpoint::tensor_read`]. Under [`Verify::FirstUse`](crate::Verify::FirstUse)
     /// whole tensors are verified before they are delivered; one that comes in pieces is read once more for that, before.
+    ///
+    /// A load of less than a block, in few reads, starts no threads, unless [`LoadOptions::workers`] asks for them: [`Load::next`] reads it, on
+    /// the thread that calls. So nothing is read before that call.
     ///
     /// # Errors
     ///
@@ -98,35 +107,52 @@ impl Load {
     /// # Ok::<(), safetensors_lazy::Error>(())
     /// ```
     pub fn start(checkpoint: Arc<Checkpoint>, requests: Vec<Request>, options: LoadOptions) -> Result<Load, Error> {
-        let remote = checkpoint.storages().any(|storage| storage.is_remote());
-        let settings = Settings::new(options, remote)?;
-        let wanted = request::check(&checkpoint, &requests, &settings)?;
+        let mut asked = requests.iter();
+        let load = Load::start_with(checkpoint, requests.len(), options, |ranges| {
+            let request = asked.next().ok_or(Error::Internal { what: "fewer requests than there are" })?;
+            ranges.try_reserve(request.ranges.len()).map_err(|_| Error::NoMemory)?;
+            ranges.extend_from_slice(&request.ranges);
+            let destination = request.destination.as_ref().map(|destination| (destination.start, destination.len));
+            Ok(Ask { index: request.index, destination, tag: request.tag })
+        });
         drop(requests);
+        load
+    }
+
+    /// As [`Load::start`], of `len` requests that `ask` gives one after the other: the ranges of each are put into an empty list, for which
+    /// there is memory as far as a tensor of the checkpoint may have ranges.
+    pub(crate) fn start_with(
+        checkpoint: Arc<Checkpoint>,
+        len: usize,
+        options: LoadOptions,
+        ask: impl FnMut(&mut Vec<Range<u64>>) -> Result<Ask, Error>,
+    ) -> Result<Load, Error> {
+        let settings = Settings::new(options)?;
+        let wanted = request::check(&checkpoint, len, ask, &settings)?;
         let pages = pages_of(&settings.staging);
         let piece_span = (pages / 4).max(1) * PAGE;
         let staged_group = piece_span.min(settings.block_bytes);
         let Settings { in_order, over_read, piece_bytes, .. } = settings;
         let rules = Rules { in_order, over_read, staged_group, piece_bytes };
         let plan = Plan::new(&wanted, &rules)?;
-        // For each worker as many as it has blocks under way, and four at least: of 1 MiB if these are few.
-        let bounces_of_worker = BOUNCE_BYTES / settings.workers.max(1) as u64;
-        let bounces = (settings.blocks_at_once / settings.workers.max(1)).max(4) as u64;
-        let bounce = (bounces_of_worker / bounces / PAGE * PAGE).clamp(128 * 1024, 1024 * 1024).min(bounces_of_worker);
-        let limits = Limits { block: settings.block_bytes, bounce, over_read: settings.over_read };
-        let work = Work { wanted, plan, limits, in_order, piece_span, piece_bytes, whole_span: pages * PAGE };
-        let workers = work.blocks().min(settings.workers as u64) as usize;
-        let means = Means {
-            depth: (settings.queue_depth / workers.max(1)).max(1),
-            jobs: (settings.blocks_at_once / workers.max(1)).max(1),
-            bounces: (bounces_of_worker / limits.bounce) as usize,
-            bounce_bytes: limits.bounce,
+        let limits = Limits { block: settings.block_bytes, bounce: options::LEAST_BOUNCE, over_read };
+        let mut work = Work { wanted, plan, limits, in_order, piece_span, piece_bytes, whole_span: pages * PAGE };
+        let remote = checkpoint.is_remote();
+        let most_reads = if remote { 1 } else { MOST_SMALL_READS };
+        // Whoever asks for threads gets them, so that something is read while nobody waits for it.
+        let is_small = settings.workers == 0 && work.is_small(most_reads);
+        let (workers, means) = match is_small {
+            true => (0, settings.means_of_caller(&mut work)),
+            false => settings.means_of_workers(remote, &mut work),
         };
-        let state = State::new(&work, Ring::new(&settings.staging, work.pages_needed())?)?;
-        let source = Source::new(&checkpoint, settings.engine);
-        let process = Process::this().ok_or(Error::NoMemory)?;
-        let shared = Arc::new(Shared::new(checkpoint, source, work, state));
-        let mut load = Load { shared, threads: Vec::new(), process };
-        load.employ(workers, means)?;
+        let state = State::new(&work, work.ring(&settings.staging)?)?;
+        let source = Source::new(&checkpoint, settings.engine, is_small)?;
+        let process = if is_small { Process::by_number() } else { Process::this().ok_or(Error::NoMemory)? };
+        let shared = Shared::new(checkpoint, source, work, state, is_small.then_some(means));
+        let mut load = Load { shared: Arc::new(shared), threads: Vec::new(), process };
+        if !is_small {
+            load.employ(workers, means)?;
+        }
         Ok(load)
     }
 
@@ -134,12 +160,13 @@ impl Load {
     fn employ(&mut self, workers: usize, means: Means) -> Result<(), Error> {
         if workers == 0 {
             // Nothing has to be read, and so nobody else comes by.
-            self.shared.take(false);
+            self.shared.take(false, &mut Vec::new()).map_err(Ending::error)?;
         }
+        self.threads.try_reserve_exact(workers).map_err(|_| Error::NoMemory)?;
         without_signals(|| {
             for _ in 0..workers {
                 let shared = Arc::clone(&self.shared);
-                match thread::builder("st_load", STACK_BYTES).spawn(move || work(&shared, means)) {
+                match thread::builder("st_load", STACK_BYTES).spawn(move || work(&shared, means, true)) {
                     Ok(thread) => self.threads.push(thread),
                     Err(_) => break,
                 }
@@ -154,17 +181,15 @@ impl Load {
     /// The next request, or piece of one, that has arrived. Waits no longer than `timeout`; without one, as long as the storage takes. Each
     /// goes to one of those who wait.
     ///
+    /// A load of less than a block is read by this call, whatever the timeout: see [`Load::start`].
+    ///
     /// A request that has failed is in [`Loaded::bytes`]; an error is about the load as a whole.
     ///
     /// # Errors
     ///
     /// [`Error::Cancelled`]; [`Error::StagingFull`]: there is no timeout, and nothing can arrive before something is recycled, by whichever
     /// thread: where several take from one load, give a timeout, which waits for them as well. [`Error::Storage`]: in a child of the
-    /// process that has started the load.
-    ///
-    /// # Panics
-    ///
-    /// If a thread of the load has panicked.
+    /// process that has started the load. [`Error::NoMemory`], [`Error::Internal`]: the load cannot go on.
     pub fn next(&self, timeout: Option<Duration>) -> Result<Next, Error> {
         self.check_process()?;
         self.shared.next(timeout)
@@ -192,7 +217,7 @@ impl Load {
     /// memory that was delivered stays.
     pub fn cancel(&self) {
         if self.process.is_this() {
-            self.shared.cancel();
+            self.shared.end(Ending::Cancelled);
         }
     }
 
@@ -215,18 +240,10 @@ impl Drop for Load {
             std::mem::forget((Arc::clone(&self.shared), std::mem::take(&mut self.threads)));
             return;
         }
-        self.shared.cancel();
+        self.shared.end(Ending::Cancelled);
         for thread in self.threads.drain(..) {
             // If it has panicked, it has ended all the same.
             let _ = thread.join();
         }
-    }
-}
-
-/// Reads until there is nothing more to read. A panic ends the load, not the process.
-fn work(shared: &Shared, means: Means) {
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker::work(shared, means)));
-    if outcome.is_err() {
-        shared.break_down();
     }
 }

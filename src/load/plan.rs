@@ -76,7 +76,8 @@ impl Plan {
         &'p self,
         wanted: &'p [Wanted],
         group: &Group,
-    ) -> impl Iterator<Item = (usize, &'p Wanted)> + 'p {
+    ) -> impl DoubleEndedIterator<Item = (usize, &'p Wanted)> + 'p {
+        // Whoever goes through them counts them: fewer than the group has would be a bug.
         let numbers = self.order.get(group.start as usize..group.end as usize).unwrap_or_default();
         numbers.iter().filter_map(|number| Some((*number as usize, wanted.get(*number as usize)?)))
     }

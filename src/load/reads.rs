@@ -21,6 +21,8 @@ pub(super) struct Read {
     /// So many of its bytes are wanted: the file may end behind them.
     pub(super) needed: u64,
     pub(super) to: Target,
+    /// Whether all that is needed was read.
+    pub(super) done: bool,
 }
 
 /// Where a read goes.
@@ -42,18 +44,24 @@ pub(super) struct Copy {
 
 impl Reads {
     /// The reads of a block, all of them at multiples of `alignment`, a power of two: of the page, but for tests, which meet more edges with
-    /// less.
-    pub(super) fn of(block: &Block, alignment: u64) -> Reads {
+    /// less. `None` if there is no memory for the list of them.
+    pub(super) fn of(block: &Block, alignment: u64) -> Option<Reads> {
         let mut reads = Reads::default();
         match block.room {
-            Some(room) => reads.fill_room(block, room, alignment),
-            None => reads.fill_places(block, alignment),
+            Some(room) => reads.fill_room(block, room, alignment)?,
+            None => reads.fill_places(block, alignment)?,
         }
-        reads
+        Some(reads)
+    }
+
+    fn push(&mut self, read: Read) -> Option<()> {
+        self.list.try_reserve(1).ok()?;
+        self.list.push(read);
+        Some(())
     }
 
     /// With the pages around: nothing is copied.
-    fn fill_room(&mut self, block: &Block, room: Room, alignment: u64) {
+    fn fill_room(&mut self, block: &Block, room: Room, alignment: u64) -> Option<()> {
         for piece in &block.pieces {
             let around = around(piece.offset..piece.end(), alignment);
             match self.list.last_mut() {
@@ -61,20 +69,21 @@ impl Reads {
                 _ => {
                     let to = room.to.as_ptr().wrapping_add(around.start.wrapping_sub(room.offset) as usize);
                     let to = Target::Straight(NonNull::new(to).unwrap_or(room.to));
-                    self.list.push(Read::new(around, piece.end(), to));
+                    self.push(Read::new(around, piece.end(), to))?;
                 }
             }
         }
+        Some(())
     }
 
     /// What lies in memory as in the file, straight, but for its ends; what does not, to be copied.
-    fn fill_places(&mut self, block: &Block, alignment: u64) {
+    fn fill_places(&mut self, block: &Block, alignment: u64) -> Option<()> {
         let follow = |one: &Piece, next: &Piece| {
             one.end() == next.offset && delta(one.offset, one.to) == delta(next.offset, next.to)
         };
         let mut before = None;
         for chain in block.pieces.chunk_by(follow) {
-            let (Some(first), Some(last)) = (chain.first(), chain.last()) else { continue };
+            let (first, last) = (chain.first()?, chain.last()?);
             let bytes = first.offset..last.end();
             let inner = bytes.start.next_multiple_of(alignment)..bytes.end - bytes.end % alignment;
             let is_straight =
@@ -84,21 +93,22 @@ impl Reads {
                 NonNull::new(to).unwrap_or(first.to)
             };
             if is_straight {
-                self.bounce(bytes.start..inner.start, first.to, None, alignment);
+                self.bounce(bytes.start..inner.start, first.to, None, alignment)?;
                 let to = Target::Straight(address(inner.start));
-                self.list.push(Read::new(inner.clone(), inner.end, to));
-                self.bounce(inner.end..bytes.end, address(inner.end), None, alignment);
+                self.push(Read::new(inner.clone(), inner.end, to))?;
+                self.bounce(inner.end..bytes.end, address(inner.end), None, alignment)?;
             } else {
-                self.bounce(bytes.clone(), first.to, before.filter(|_| first.joined), alignment);
+                self.bounce(bytes.clone(), first.to, before.filter(|_| first.joined), alignment)?;
             }
             before = Some(bytes.end);
         }
+        Some(())
     }
 
     /// Bytes to be copied: by the read before if that reaches here, or if it ends at `joined` and may go on.
-    fn bounce(&mut self, bytes: Range<u64>, to: NonNull<u8>, joined: Option<u64>, alignment: u64) {
+    fn bounce(&mut self, bytes: Range<u64>, to: NonNull<u8>, joined: Option<u64>, alignment: u64) -> Option<()> {
         if bytes.is_empty() {
-            return;
+            return Some(());
         }
         let around = around(bytes.clone(), alignment);
         let last = self.list.iter_mut().rev().find_map(|read| match read.to {
@@ -112,19 +122,21 @@ impl Reads {
             }
             _ => {
                 let read = Read::new(around, bytes.end, Target::Bounce(self.bounce));
-                self.list.push(read);
+                self.push(read)?;
                 (read, self.bounce)
             }
         };
         self.bounce = place + read.len as usize;
         let from = place + (bytes.start - read.offset) as usize;
+        self.copies.try_reserve(1).ok()?;
         self.copies.push(Copy { from, to, len: (bytes.end - bytes.start) as usize });
+        Some(())
     }
 }
 
 impl Read {
     fn new(bytes: Range<u64>, wanted_end: u64, to: Target) -> Read {
-        Read { offset: bytes.start, len: bytes.end - bytes.start, needed: wanted_end - bytes.start, to }
+        Read { offset: bytes.start, len: bytes.end - bytes.start, needed: wanted_end - bytes.start, to, done: false }
     }
 
     /// The wanted bytes, and what lies before and between them.

@@ -61,6 +61,15 @@ pub struct Request {
     pub tag: u64,
 }
 
+/// A request but for its ranges, as it is told to [`check`].
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) index: usize,
+    /// Its first byte, and its size.
+    pub(crate) destination: Option<(NonNull<u8>, usize)>,
+    pub(crate) tag: u64,
+}
+
 /// A request that is right.
 #[derive(Debug)]
 pub(super) struct Wanted {
@@ -82,14 +91,21 @@ unsafe impl Send for Wanted {}
 unsafe impl Sync for Wanted {}
 
 impl Wanted {
-    fn new(request: &Request, place: Place) -> Wanted {
-        let Place { shard, start, slice, is_whole } = place;
-        let (start, nbytes, scattered) = match slice.is_contiguous() {
-            true => (start + slice.offset(), slice.nbytes(), None),
-            false => (start, slice.nbytes(), Some(Box::new(slice))),
+    fn new(ask: &Ask, place: Place) -> Wanted {
+        let Place { shard, start, nbytes, is_whole, scattered } = place;
+        let destination = ask.destination.map(|(start, _)| start);
+        Wanted { tag: ask.tag, index: ask.index, shard, start, nbytes, scattered, is_whole, destination }
+    }
+
+    /// The part of the file that holds it, with what lies between its runs.
+    pub(super) fn extent(&self) -> Range<u64> {
+        let Some(last) =
+            self.scattered.as_ref().and_then(|_| self.runs_within(self.nbytes.saturating_sub(1)..self.nbytes).last())
+        else {
+            return self.start..self.start + self.nbytes;
         };
-        let destination = request.destination.as_ref().map(|destination| destination.start);
-        Wanted { tag: request.tag, index: request.index, shard, start, nbytes, scattered, is_whole, destination }
+        let first = self.runs_within(0..1).next().map_or(self.start, |first| first.offset);
+        first..last.offset + last.len
     }
 
     /// How many runs it is of.
@@ -133,20 +149,27 @@ pub(super) fn page_after(offset: u64) -> u64 {
 ///
 /// No such tensor, wrong ranges, too small a destination; destinations that overlap one another or the staging memory; an engine that
 /// cannot read the checkpoint.
-pub(super) fn check(checkpoint: &Checkpoint, requests: &[Request], settings: &Settings) -> Result<Vec<Wanted>, Error> {
+pub(super) fn check(
+    checkpoint: &Checkpoint,
+    len: usize,
+    mut ask: impl FnMut(&mut Vec<Range<u64>>) -> Result<Ask, Error>,
+    settings: &Settings,
+) -> Result<Vec<Wanted>, Error> {
     check_engine(checkpoint, settings.engine)?;
-    let mut wanted = Vec::new();
-    wanted.try_reserve_exact(requests.len()).map_err(|_| Error::NoMemory)?;
-    for request in requests {
-        let place = checkpoint.place(request.index, &request.ranges)?;
-        if let Some(destination) = &request.destination {
-            let (needed, given) = (place.slice.nbytes(), destination.len as u64);
-            end_of(destination)?;
-            if given < needed {
-                return Err(checkpoint.buffer_too_small(request.index, needed, given));
+    let (mut wanted, mut ranges) = (Vec::new(), Vec::new());
+    wanted.try_reserve_exact(len).map_err(|_| Error::NoMemory)?;
+    for _ in 0..len {
+        ranges.clear();
+        let ask = ask(&mut ranges)?;
+        let place = checkpoint.place(ask.index, &ranges)?;
+        if let Some((start, given)) = ask.destination {
+            let needed = place.nbytes;
+            end_of(start, given)?;
+            if (given as u64) < needed {
+                return Err(checkpoint.buffer_too_small(ask.index, needed, given as u64));
             }
         }
-        wanted.push(Wanted::new(request, place));
+        wanted.push(Wanted::new(&ask, place));
     }
     check_apart(&wanted, &settings.staging)?;
     Ok(wanted)
@@ -169,10 +192,12 @@ fn check_engine(checkpoint: &Checkpoint, engine: Option<Engine>) -> Result<(), E
 }
 
 /// The address behind the last byte.
-fn end_of(destination: &Destination) -> Result<usize, Error> {
-    destination.start.addr().get().checked_add(destination.len).ok_or_else(|| Error::InvalidArgument {
-        what: format!("{} bytes from {:p} on are not memory", destination.len, destination.start),
-    })
+fn end_of(start: NonNull<u8>, len: usize) -> Result<usize, Error> {
+    start
+        .addr()
+        .get()
+        .checked_add(len)
+        .ok_or_else(|| Error::InvalidArgument { what: format!("{len} bytes from {start:p} on are not memory") })
 }
 
 /// Whether nothing is to be written to by two.
@@ -180,7 +205,7 @@ fn check_apart(wanted: &[Wanted], staging: &Staging) -> Result<(), Error> {
     let mut places = Vec::new();
     places.try_reserve_exact(wanted.len() + 1).map_err(|_| Error::NoMemory)?;
     if let Staging::Given(memory) = staging {
-        places.push((memory.start.addr().get(), end_of(memory)?));
+        places.push((memory.start.addr().get(), end_of(memory.start, memory.len)?));
     }
     let of = |wanted: &Wanted| {
         let start = wanted.destination.filter(|_| wanted.nbytes > 0)?.addr().get();

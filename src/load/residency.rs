@@ -38,7 +38,17 @@ impl Residency {
             while at < end {
                 if at / REGION != region {
                     region = at / REGION;
-                    chunks = *regions.entry(region).or_insert_with(|| look(region));
+                    chunks = match regions.get(&region) {
+                        Some(chunks) => *chunks,
+                        None => {
+                            let chunks = look(region);
+                            // Without memory for it, it is looked at again.
+                            if regions.try_reserve(1).is_ok() {
+                                regions.insert(region, chunks);
+                            }
+                            chunks
+                        }
+                    };
                 }
                 let chunk = at / CHUNK;
                 let stop = end.min((chunk + 1).saturating_mul(CHUNK));

@@ -2,8 +2,10 @@
 //!
 //! Blocks are cut when they are wanted, and from any place on, so that no list of the runs of a slice is ever made.
 
+use super::ending::Ending;
 use super::plan::is_free;
 use super::request::{page_before, Wanted};
+use crate::error::Error;
 use crate::storage::PAGE;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -19,13 +21,16 @@ pub(super) const STRAIGHT_FROM: u64 = 64 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     /// Whose they are.
-    pub(super) delivery: u64,
+    pub(super) delivery: u32,
+    pub(super) request: u32,
     /// Where they start in the file.
     pub(super) offset: u64,
     pub(super) len: u64,
     pub(super) to: NonNull<u8>,
     /// Whether what lies between this piece and the one before is read rather than skipped.
     pub(super) joined: bool,
+    /// Whether another engine than the block's had to read it, through the page cache.
+    pub(super) rescued: bool,
 }
 
 impl Piece {
@@ -69,47 +74,84 @@ pub(super) struct Limits {
 /// A part of a request that will be delivered at once.
 #[derive(Debug)]
 pub(super) struct Part {
-    pub(super) delivery: u64,
-    pub(super) request: usize,
+    pub(super) delivery: u32,
+    pub(super) request: u32,
     /// Which of the request's bytes.
     pub(super) packed: Range<u64>,
     /// Where they go.
     pub(super) to: NonNull<u8>,
 }
 
-/// Parts that are read together, and how far they have been cut into blocks.
-#[derive(Debug)]
+/// Parts that are read together, and how far they have been cut into blocks. Used for one group after the other.
+#[derive(Debug, Default)]
 pub(super) struct Segment {
     pub(super) shard: usize,
-    pub(super) parts: Vec<Part>,
-    pub(super) room: Option<Room>,
+    parts: Vec<Part>,
+    room: Option<Room>,
     /// The part that comes next, and how many of its bytes have been dealt out.
-    pub(super) next: (usize, u64),
+    next: (usize, u64),
 }
 
 // SAFETY: as for `Block`.
 unsafe impl Send for Segment {}
 
 impl Segment {
-    /// Whether there are no more blocks.
-    pub(super) fn is_dealt_out(&self) -> bool {
-        self.next.0 >= self.parts.len()
+    /// For groups of up to `parts` parts; of none now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`].
+    pub(super) fn with_room(parts: usize) -> Result<Segment, Error> {
+        let mut segment = Segment::default();
+        segment.parts.try_reserve_exact(parts).map_err(|_| Error::NoMemory)?;
+        Ok(segment)
     }
 
-    /// The next block; `None` when all has been dealt out.
-    pub(super) fn cut(&mut self, wanted: &[Wanted], limits: &Limits) -> Option<Block> {
-        let mut cut = Cut::new(self.shard, self.room, limits);
+    /// Begins anew, with no parts yet.
+    pub(super) fn begin(&mut self, shard: usize, room: Option<Room>) {
+        self.parts.clear();
+        (self.shard, self.room, self.next) = (shard, room, (0, 0));
+    }
+
+    /// Adds a part, of one byte at least, for which there is room.
+    pub(super) fn add(&mut self, part: Part) {
+        self.parts.push(part);
+    }
+
+    /// Whether there are no more blocks.
+    pub(super) fn is_dealt_out(&self) -> bool {
+        self.next_part().is_none()
+    }
+
+    /// The part in which the next block begins.
+    pub(super) fn next_part(&self) -> Option<&Part> {
+        self.parts.get(self.next.0)
+    }
+
+    /// The next block, if not all has been dealt out. Its pieces are put into `pieces`, whose memory it takes.
+    ///
+    /// # Errors
+    ///
+    /// The load cannot go on: there is no memory for a single piece, or there is nothing to cut.
+    pub(super) fn cut(&mut self, wanted: &[Wanted], limits: &Limits, pieces: &mut Vec<Piece>) -> Result<Block, Ending> {
+        pieces.clear();
+        let mut cut = Cut::new(self.shard, self.room, limits, std::mem::take(pieces));
         while let Some(part) = self.parts.get(self.next.0) {
-            let Some(request) = wanted.get(part.request) else { break };
+            let request = wanted.get(part.request as usize).ok_or(Ending::Internal("a part of no request"))?;
             let at = part.packed.start + self.next.1;
             for run in request.runs_within(at..part.packed.end) {
                 let to = NonNull::new(part.to.as_ptr().wrapping_add(self.next.1 as usize)).unwrap_or(part.to);
-                let piece = Piece { delivery: part.delivery, offset: run.offset, len: run.len, to, joined: false };
+                let Part { delivery, request: number, .. } = *part;
+                let (offset, len) = (run.offset, run.len);
+                let piece = Piece { delivery, request: number, offset, len, to, joined: false, rescued: false };
                 let taken = cut.take(piece, request.scattered.is_some());
                 self.next.1 += taken;
                 if taken < run.len {
                     return cut.end();
                 }
+            }
+            if self.next.1 != part.packed.end - part.packed.start {
+                return Err(Ending::Internal("the runs of a request are not all of it"));
             }
             self.next = (self.next.0 + 1, 0);
         }
@@ -126,6 +168,8 @@ struct Cut<'l> {
     /// What may have to be copied, but for the last chain.
     bounced: u64,
     chain: Option<Chain>,
+    /// There was no memory for one more piece.
+    no_memory: bool,
 }
 
 /// Pieces that lie in memory as they lie in the file.
@@ -167,13 +211,17 @@ pub(super) fn delta(offset: u64, to: NonNull<u8>) -> u64 {
 }
 
 impl<'l> Cut<'l> {
-    fn new(shard: usize, room: Option<Room>, limits: &'l Limits) -> Cut<'l> {
-        let block = Block { shard, pieces: Vec::new(), room };
-        Cut { block, limits, len: 0, bounced: 0, chain: None }
+    fn new(shard: usize, room: Option<Room>, limits: &'l Limits, pieces: Vec<Piece>) -> Cut<'l> {
+        let block = Block { shard, pieces, room };
+        Cut { block, limits, len: 0, bounced: 0, chain: None, no_memory: false }
     }
 
-    fn end(self) -> Option<Block> {
-        Some(self.block).filter(|block| !block.pieces.is_empty())
+    fn end(self) -> Result<Block, Ending> {
+        match (self.block.pieces.is_empty(), self.no_memory) {
+            (false, _) => Ok(self.block),
+            (true, true) => Err(Ending::NoMemory),
+            (true, false) => Err(Ending::Internal("a block of nothing")),
+        }
     }
 
     /// Adds a piece, or the front of it, or nothing if the block is full. Gives the number of bytes.
@@ -182,7 +230,9 @@ impl<'l> Cut<'l> {
         let gap = last.map_or(0, |last| piece.offset.saturating_sub(last.end()));
         piece.joined = last.is_some_and(|last| !scattered || self.may_join(last, &piece));
         let gap = if piece.joined { gap } else { 0 };
-        let full = self.block.pieces.len() >= MOST_PIECES;
+        // Without memory for more, the block ends here.
+        self.no_memory = self.block.pieces.try_reserve(1).is_err();
+        let full = self.no_memory || self.block.pieces.len() >= MOST_PIECES;
         let room = self.limits.block.saturating_sub(self.len.saturating_add(gap));
         let asked = piece.len;
         piece.len = if full { 0 } else { whole_pages(&piece, asked.min(room)) };

@@ -4,6 +4,7 @@ use super::options::Engine;
 use super::residency::Residency;
 use super::segment::Block;
 use crate::checkpoint::Checkpoint;
+use crate::error::Error;
 use crate::storage::{Direct, Storage, StorageKind};
 use crate::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,22 +13,29 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 #[derive(Debug)]
 pub(super) struct Source {
     forced: Option<Engine>,
+    /// Of a small load no more is looked at than it reads.
+    is_small: bool,
     shards: Box<[ShardSource]>,
     refuses_uring: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct ShardSource {
-    is_remote: OnceLock<bool>,
     direct: OnceLock<Option<Direct>>,
     residency: Residency,
 }
 
 impl Source {
     /// For a checkpoint; by one engine only if that is asked for.
-    pub(super) fn new(checkpoint: &Checkpoint, forced: Option<Engine>) -> Source {
-        let shards = checkpoint.storages().map(|_| ShardSource::default()).collect();
-        Source { forced, shards, refuses_uring: AtomicBool::new(false) }
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`].
+    pub(super) fn new(checkpoint: &Checkpoint, forced: Option<Engine>, is_small: bool) -> Result<Source, Error> {
+        let (mut shards, len) = (Vec::new(), checkpoint.storages().len());
+        shards.try_reserve_exact(len).map_err(|_| Error::NoMemory)?;
+        shards.resize_with(len, ShardSource::default);
+        Ok(Source { forced, is_small, shards: shards.into_boxed_slice(), refuses_uring: AtomicBool::new(false) })
     }
 
     /// How to read a block of this storage.
@@ -39,7 +47,7 @@ impl Source {
         if storage.kind() == StorageKind::Memory {
             return Engine::Memory;
         }
-        let remote = self.is_remote(storage, block.shard);
+        let remote = storage.is_remote();
         let around_cache = match self.forced {
             Some(Engine::Direct | Engine::Uring) => true,
             Some(_) => false,
@@ -62,23 +70,20 @@ impl Source {
         direct.as_ref().filter(|direct| !direct.is_refused())
     }
 
-    /// The same, once [`Source::direct`] has opened it, even if it was found out to refuse.
-    pub(super) fn direct_of(&self, shard: usize) -> Option<&Direct> {
-        self.shards.get(shard)?.direct.get()?.as_ref()
-    }
-
     /// A thread was refused io_uring: others need not try.
     pub(super) fn refuse_uring(&self) {
         self.refuses_uring.store(true, Relaxed);
     }
 
-    fn is_remote(&self, storage: &Storage, shard: usize) -> bool {
-        self.shards.get(shard).is_none_or(|shard| *shard.is_remote.get_or_init(|| storage.is_remote()))
-    }
-
     /// Whether half of the bytes, or more, were in the page cache.
     fn is_cached(&self, storage: &Storage, block: &Block) -> bool {
         let Some(shard) = self.shards.get(block.shard) else { return true };
+        if self.is_small {
+            // To look at more, for the next block, is of no use: there is hardly one.
+            let (Some(first), Some(last)) = (block.pieces.first(), block.pieces.last()) else { return true };
+            let bytes = first.offset..last.end().min(storage.len()).max(first.offset);
+            return storage.cached(bytes.clone()).is_none_or(|cached| cached >= (bytes.end - bytes.start) / 2);
+        }
         let wanted: u64 = block.pieces.iter().map(|piece| piece.len).sum();
         let pieces = block.pieces.iter().map(|piece| piece.offset..piece.end());
         shard.residency.cached_of(storage, pieces) >= wanted / 2

@@ -26,12 +26,11 @@ pub(crate) use folder::{Folder, Found, NotInFolder};
 pub use memory::Memory;
 pub(crate) use pread::FileId;
 pub(crate) use read_ahead::ReadAhead;
-pub(crate) use scatter::{Part, Sink};
+pub(crate) use scatter::{Part, Scatter};
 pub(crate) use uring::{Completed, Queue};
 
 pub(crate) use pages::physical_memory;
 
-use fs::FileSystem;
 use mapping::Mapping;
 use pread::Reader;
 use std::mem::MaybeUninit;
@@ -98,7 +97,7 @@ impl Storage {
                 Ok(mapping) => Bytes::Mapped(reader, mapping),
                 Err(error) => return Err(StorageError::io("map", error)),
             },
-            StorageKind::Auto if FileSystem::of(reader.file()) == FileSystem::Remote => Bytes::Read(reader),
+            StorageKind::Auto if reader.is_remote() => Bytes::Read(reader),
             StorageKind::Auto => match map(&reader) {
                 Ok(mapping) => Bytes::Mapped(reader, mapping),
                 Err(_) => Bytes::Read(reader),
@@ -207,19 +206,24 @@ impl Storage {
     /// # Safety
     ///
     /// Each part that is wanted can be written to for its length, and nobody else touches it.
-    pub(crate) unsafe fn read_parts(&self, parts: &[Part], offset: u64, sink: &mut Sink) -> Result<(), StorageError> {
+    pub(crate) unsafe fn read_parts(
+        &self,
+        parts: impl Iterator<Item = Part>,
+        offset: u64,
+        scatter: &mut Scatter,
+    ) -> Result<(), StorageError> {
         match &self.bytes {
             // SAFETY: the caller's promise.
-            Bytes::Mapped(reader, _) | Bytes::Read(reader) => unsafe { reader.read_parts(parts, offset, sink) },
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => unsafe { reader.read_parts(parts, offset, scatter) },
             Bytes::Memory(memory) => {
                 let mut at = offset;
                 for Part { to, len } in parts {
                     if let Some(to) = to {
                         // SAFETY: the caller's promise; any bytes are uninitialised ones.
-                        let dst = unsafe { std::slice::from_raw_parts_mut(to.as_ptr().cast(), *len) };
+                        let dst = unsafe { std::slice::from_raw_parts_mut(to.as_ptr().cast(), len) };
                         memory.read_exact_at(dst, at)?;
                     }
-                    at = at.saturating_add(*len as u64);
+                    at = at.saturating_add(len as u64);
                 }
                 Ok(())
             }
@@ -229,7 +233,7 @@ impl Storage {
     /// Whether page faults, and reads of few bytes, are a bad way to reach the bytes: the file lies on a network or FUSE file system.
     pub(crate) fn is_remote(&self) -> bool {
         match &self.bytes {
-            Bytes::Mapped(reader, _) | Bytes::Read(reader) => FileSystem::of(reader.file()) == FileSystem::Remote,
+            Bytes::Mapped(reader, _) | Bytes::Read(reader) => reader.is_remote(),
             Bytes::Memory(_) => false,
         }
     }

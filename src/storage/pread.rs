@@ -1,5 +1,6 @@
 //! A file read at given positions.
 
+use super::fs::FileSystem;
 use super::{FileKind, StorageError};
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
@@ -8,7 +9,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::Arc;
 
 /// Which file it is, under whatever name.
@@ -28,6 +29,10 @@ impl FileId {
     }
 }
 
+const UNKNOWN: u8 = 0;
+const LOCAL: u8 = 1;
+const REMOTE: u8 = 2;
+
 /// A regular file, open for reading, and its size at that moment.
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -36,6 +41,8 @@ pub(super) struct Reader {
     len: u64,
     /// Its time of modification when it was opened, in seconds and nanoseconds.
     modified: (i64, i64),
+    /// What [`Reader::is_remote`] has found: [`UNKNOWN`], [`LOCAL`] or [`REMOTE`]. No lock, which a child could inherit.
+    remote: AtomicU8,
     /// Whether the system knows reads that leave the page cache as it is (Linux 6.14, on some file systems).
     reads_around_cache: AtomicBool,
 }
@@ -61,6 +68,7 @@ impl Reader {
             len: metadata.len(),
             modified: modified(&metadata),
             file: Arc::new(file),
+            remote: AtomicU8::new(UNKNOWN),
             reads_around_cache: AtomicBool::new(true),
         })
     }
@@ -75,6 +83,18 @@ impl Reader {
 
     pub(super) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Whether the file lies on a network or FUSE file system. Looked up once.
+    pub(super) fn is_remote(&self) -> bool {
+        match self.remote.load(Ordering::Relaxed) {
+            UNKNOWN => {
+                let is_remote = FileSystem::of(&self.file) == FileSystem::Remote;
+                self.remote.store(if is_remote { REMOTE } else { LOCAL }, Ordering::Relaxed);
+                is_remote
+            }
+            known => known == REMOTE,
+        }
     }
 
     /// Fills `dst` from `offset` on.

@@ -10,9 +10,60 @@ use std::ptr::NonNull;
 /// The most places that one call takes (`IOV_MAX`).
 const MOST: usize = 1024;
 
-/// Memory for what nobody wants.
-pub(crate) type Sink = [MaybeUninit<u8>; SINK];
+/// What nobody wants is read to so much memory, again and again.
 const SINK: usize = 32 * 1024;
+
+/// Memory of whoever reads to several places, for one read after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Scatter {
+    places: Vec<libc::iovec>,
+    /// Empty until there is something that nobody wants.
+    sink: Vec<MaybeUninit<u8>>,
+}
+
+impl Scatter {
+    /// Lists the places of parts: those that follow one another in memory are one. Gives the number of bytes.
+    fn fill(&mut self, parts: impl Iterator<Item = Part>) -> Result<u64, StorageError> {
+        self.places.clear();
+        let mut len = 0u64;
+        for part in parts {
+            len = len.saturating_add(part.len as u64);
+            match part.to {
+                Some(to) => self.add(to.as_ptr(), part.len)?,
+                None => {
+                    let mut left = part.len;
+                    while left > 0 {
+                        let len = left.min(SINK);
+                        let sink = self.sink()?;
+                        self.add(sink, len)?;
+                        left -= len;
+                    }
+                }
+            }
+        }
+        Ok(len)
+    }
+
+    fn add(&mut self, to: *mut u8, len: usize) -> Result<(), StorageError> {
+        let follows = |last: &&mut libc::iovec| last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == to;
+        if let Some(last) = self.places.last_mut().filter(follows) {
+            last.iov_len += len;
+            return Ok(());
+        }
+        let nbytes = (self.places.len() * size_of::<libc::iovec>()) as u64;
+        self.places.try_reserve(1).map_err(|_| StorageError::NoMemory { nbytes })?;
+        self.places.push(libc::iovec { iov_base: to.cast(), iov_len: len });
+        Ok(())
+    }
+
+    fn sink(&mut self) -> Result<*mut u8, StorageError> {
+        if self.sink.is_empty() {
+            self.sink.try_reserve_exact(SINK).map_err(|_| StorageError::NoMemory { nbytes: SINK as u64 })?;
+            self.sink.resize(SINK, MaybeUninit::uninit());
+        }
+        Ok(self.sink.as_mut_ptr().cast())
+    }
+}
 
 /// What becomes of the next `len` bytes.
 #[derive(Clone, Copy, Debug)]
@@ -28,26 +79,15 @@ impl Reader {
     /// # Safety
     ///
     /// Each part that is wanted can be written to for its length, and nobody else touches it.
-    pub(super) unsafe fn read_parts(&self, parts: &[Part], offset: u64, sink: &mut Sink) -> Result<(), StorageError> {
-        let no_memory = |_| StorageError::NoMemory { nbytes: std::mem::size_of_val(parts) as u64 };
-        let mut places: Vec<libc::iovec> = Vec::new();
-        places.try_reserve(parts.len()).map_err(no_memory)?;
-        let mut len = 0u64;
-        for part in parts {
-            len = len.saturating_add(part.len as u64);
-            let mut left = part.len;
-            while left > 0 {
-                let (base, len) = match part.to {
-                    Some(to) => (to.as_ptr(), left),
-                    None => (sink.as_mut_ptr().cast(), left.min(SINK)),
-                };
-                places.try_reserve(1).map_err(no_memory)?;
-                places.push(libc::iovec { iov_base: base.cast(), iov_len: len });
-                left -= len;
-            }
-        }
-        // SAFETY: the caller's promise for the parts; `sink` is borrowed mutably, and has so many bytes.
-        unsafe { self.fill_places(&mut places, offset) }.map_err(|error| match error {
+    pub(super) unsafe fn read_parts(
+        &self,
+        parts: impl Iterator<Item = Part>,
+        offset: u64,
+        scatter: &mut Scatter,
+    ) -> Result<(), StorageError> {
+        let len = scatter.fill(parts)?;
+        // SAFETY: the caller's promise for the parts; the sink is the scatter's, which is borrowed mutably, and has so many bytes.
+        unsafe { self.fill_places(&mut scatter.places, offset) }.map_err(|error| match error {
             Some(error) => StorageError::io("read", error),
             None => StorageError::Truncated { offset, len, opened_len: self.len() },
         })
@@ -107,7 +147,7 @@ mod tests {
     #[test]
     fn read_parts_fills_what_is_wanted_and_skips_the_rest() {
         let (reader, _file) = reader(200_000);
-        let (mut wanted, mut sink) = (vec![0u8; 3000], [MaybeUninit::uninit(); SINK]);
+        let (mut wanted, mut scatter) = (vec![0u8; 3000], Scatter::default());
         let mut parts = Vec::new();
         // More parts than a call takes, with a gap larger than the sink among them.
         for (n, byte) in wanted.iter_mut().enumerate() {
@@ -115,7 +155,7 @@ mod tests {
             parts.push(Part { to: None, len: if n == 1500 { 100_000 } else { n % 3 } });
         }
         // SAFETY: each part is a byte of `wanted`.
-        unsafe { reader.read_parts(&parts, 7, &mut sink) }.unwrap();
+        unsafe { reader.read_parts(parts.iter().copied(), 7, &mut scatter) }.unwrap();
         let mut at = 7;
         for (n, byte) in wanted.iter().enumerate() {
             assert_eq!(*byte as usize, at % 251, "{n}");
@@ -126,16 +166,30 @@ mod tests {
     #[test]
     fn read_parts_tells_of_the_end() {
         let (reader, _file) = reader(100);
-        let (mut wanted, mut sink) = ([0u8; 60], [MaybeUninit::uninit(); SINK]);
+        let (mut wanted, mut scatter) = ([0u8; 60], Scatter::default());
         let part = Part { to: Some(NonNull::from(&mut wanted).cast()), len: 60 };
         // SAFETY: the part is `wanted`.
-        let mut read = |parts: &[Part], offset| unsafe { reader.read_parts(parts, offset, &mut sink) };
+        let mut read =
+            |parts: &[Part], offset| unsafe { reader.read_parts(parts.iter().copied(), offset, &mut scatter) };
         read(&[part], 40).unwrap();
         read(&[], 1000).unwrap();
         for (parts, offset) in [(&[part][..], 41), (&[part, Part { to: None, len: 1 }], 40), (&[part], u64::MAX)] {
             let error = read(parts, offset).unwrap_err();
             assert!(matches!(error, StorageError::Truncated { opened_len: 100, .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn fill_makes_one_place_of_what_follows_in_memory() {
+        let (mut bytes, mut scatter) = ([0u8; 100], Scatter::default());
+        let start = NonNull::from(&mut bytes).cast::<u8>();
+        let part = |at: usize, len| Part { to: NonNull::new(start.as_ptr().wrapping_add(at)), len };
+        let gap = Part { to: None, len: 5 };
+        let parts = [part(0, 10), part(10, 20), part(40, 10), gap, part(50, 5), part(55, 5), part(55, 1)];
+        assert_eq!(scatter.fill(parts.into_iter()).unwrap(), 56);
+        assert_eq!(scatter.places.iter().map(|place| place.iov_len).collect::<Vec<_>>(), [30, 10, 5, 10, 1]);
+        assert_eq!(scatter.fill([part(0, 1)].into_iter()).unwrap(), 1);
+        assert_eq!(scatter.places.len(), 1);
     }
 
     #[test]

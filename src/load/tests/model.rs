@@ -8,7 +8,7 @@ use crate::load::plan::{Plan, Rules};
 use crate::load::reads::{Reads, Target};
 use crate::load::request::Wanted;
 use crate::load::segment::{Block, Limits};
-use crate::load::staging::{pages_of, Ring};
+use crate::load::staging::pages_of;
 use crate::load::state::{State, Work};
 use crate::storage::{Buffer, PAGE};
 use std::ops::Range;
@@ -146,13 +146,13 @@ impl Model {
             piece_bytes: how.piece_bytes,
             whole_span: pages * PAGE,
         };
-        let state = State::new(&work, Ring::new(&staging, work.pages_needed()).unwrap()).unwrap();
+        let state = State::new(&work, work.ring(&staging).unwrap()).unwrap();
         let places = Places(places);
         Model { files, work, state, expected, places, alignment: how.alignment, bytes_read: 0, reads: 0 }
     }
 
     pub(super) fn deal(&mut self) -> Option<Block> {
-        let block = self.state.deal(&self.work)?;
+        let block = self.state.deal(&self.work, &mut Vec::new()).unwrap()?;
         self.check_block(&block);
         Some(block)
     }
@@ -187,7 +187,7 @@ impl Model {
     }
 
     fn read_around(&mut self, block: &Block, alignment: u64) {
-        let reads = Reads::of(block, alignment);
+        let reads = Reads::of(block, alignment).unwrap();
         assert!(reads.bounce as u64 <= self.work.limits.bounce, "{} bytes to be copied", reads.bounce);
         let bounce = Buffer::new((reads.bounce as u64).max(Buffer::MAPPED_FROM as u64)).unwrap();
         let mut end = 0;
@@ -229,15 +229,20 @@ impl Model {
     pub(super) fn give(&mut self, block: &Block, good: bool) {
         for piece in &block.pieces {
             let failure = (!good).then_some(Error::Cancelled);
-            if let Some(complete) = self.state.arrive(piece.delivery, piece.len, Engine::Direct, failure) {
-                self.state.conclude(complete.delivery, Ok(()));
+            if let Some(complete) = self.state.arrive(piece.delivery, piece.len, Engine::Direct, failure).unwrap() {
+                self.state.conclude(complete.delivery, Ok(())).unwrap();
             }
         }
-        self.state.come_back();
+        self.state.come_back().unwrap();
     }
 
     pub(super) fn deliver(&mut self) -> Option<Loaded> {
-        self.state.deliver(&self.work)
+        self.state.deliver(&self.work).unwrap()
+    }
+
+    /// Hands staged memory back, and tells whether there is more room than before.
+    pub(super) fn recycle(&mut self, buffer: u64) -> Option<bool> {
+        self.state.recycle(buffer).unwrap()
     }
 
     /// Whether the bytes of what was delivered are right.
@@ -268,7 +273,7 @@ impl Model {
             while let Some(loaded) = self.deliver() {
                 assert!(self.is_right(&loaded), "{loaded:?}");
                 if loaded.buffer != 0 {
-                    assert!(self.state.recycle(loaded.buffer).is_some());
+                    assert!(self.recycle(loaded.buffer).is_some());
                 }
             }
         }

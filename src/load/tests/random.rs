@@ -112,8 +112,8 @@ proptest! {
                         let loaded = held.swap_remove(choose(held.len()));
                         // Nobody has written to it meanwhile.
                         prop_assert!(loaded.bytes.is_err() || model.is_right(&loaded));
-                        prop_assert!(loaded.buffer == 0 || model.state.recycle(loaded.buffer).is_some());
-                        prop_assert!(loaded.buffer == 0 || model.state.recycle(loaded.buffer).is_none());
+                        prop_assert!(loaded.buffer == 0 || model.recycle(loaded.buffer).is_some());
+                        prop_assert!(loaded.buffer == 0 || model.recycle(loaded.buffer).is_none());
                     }
                     None => {}
                 },

@@ -7,7 +7,7 @@ fn at(address: u64) -> NonNull<u8> {
 }
 
 fn piece(offset: u64, len: u64, to: u64, joined: bool) -> Piece {
-    Piece { delivery: 0, offset, len, to: at(to), joined }
+    Piece { delivery: 0, request: 0, offset, len, to: at(to), joined, rescued: false }
 }
 
 /// Reads as offset, length and target, with bounce memory from 0 on and addresses from 1 MiB on.
@@ -16,7 +16,7 @@ type Listed = Vec<(u64, u64, u64)>;
 type Copied = Vec<(usize, u64, usize)>;
 
 fn reads(pieces: &[Piece], room: Option<Room>) -> (Listed, Copied) {
-    let reads = Reads::of(&Block { shard: 0, pieces: pieces.to_vec(), room }, 512);
+    let reads = Reads::of(&Block { shard: 0, pieces: pieces.to_vec(), room }, 512).unwrap();
     let target = |target| match target {
         Target::Straight(to) => to.addr().get() as u64,
         Target::Bounce(place) => place as u64,

@@ -27,7 +27,7 @@ fn what_has_no_bytes_is_no_work() {
     model.give(&first, true);
     let first = model.deliver().unwrap();
     assert!(model.state.is_stalled(&model.work) && model.deal().is_none());
-    assert_eq!(model.state.recycle(first.buffer), Some(true));
+    assert_eq!(model.recycle(first.buffer), Some(true));
     model.run();
 }
 
@@ -50,7 +50,7 @@ fn what_has_a_place_does_not_wait_for_staging_memory() {
     // Now it is for the caller to go on.
     assert!(model.state.is_stalled(&model.work));
     assert!(matches!(model.state.staging_full(), Error::StagingFull { held: 61440, size: 65536 }));
-    assert_eq!((model.state.recycle(first.buffer), model.state.recycle(first.buffer)), (Some(true), None));
+    assert_eq!((model.recycle(first.buffer), model.recycle(first.buffer)), (Some(true), None));
     assert!(!model.state.is_stalled(&model.work));
     model.run();
 }
@@ -111,4 +111,33 @@ fn pages_needed_hold_everything_at_once() {
         }
         assert!(model.state.left() == 0 && held.iter().all(|loaded| model.is_right(loaded)));
     }
+}
+
+/// While the caller does not take what is there, no more staging memory is used; what has a destination goes on.
+#[test]
+fn no_more_is_staged_than_is_enough() {
+    const LEN: u64 = 65_536;
+    let how = How { staging: 64 << 20, block: LEN, ..How::default() };
+    let sizes = [LEN; 200];
+    let mut model = model(&sizes, &[199], how);
+    let mut blocks = 0;
+    while let Some(block) = model.deal() {
+        model.read(&block);
+        model.give(&block, true);
+        blocks += 1;
+    }
+    // An eighth of the memory that there is for 199 tensors, and a page for each, since they begin anywhere.
+    let enough = 199 * (LEN + 4096) / 8;
+    assert!((enough / LEN..=enough / LEN + 3).contains(&blocks), "{blocks} blocks");
+    assert!(!model.state.wants_more() && !model.state.is_stalled(&model.work));
+    // As long as more than half of it is there, nobody is woken.
+    let mut taken = 0;
+    while !model.state.wants_more() {
+        let loaded = model.deliver().unwrap();
+        assert!(model.is_right(&loaded) && (loaded.buffer == 0 || model.recycle(loaded.buffer).is_some()));
+        taken += 1;
+    }
+    assert!((blocks / 2 - 2..=blocks / 2 + 3).contains(&taken), "{taken} of {blocks}");
+    assert!(!model.state.wants_more());
+    model.run();
 }
