@@ -401,21 +401,18 @@ static unsigned char destination[TENSORS * NBYTES];
 
 static void load_to_destinations(void) {
     failing_needs_malloc();
-    STILL_ABORTS("load");
     ask_for_all(destination);
     load_each_way(ST_VERIFY_NONE);
 }
 
 static void load_staged(void) {
     failing_needs_malloc();
-    STILL_ABORTS("load");
     ask_for_all(NULL);
     load_each_way(ST_VERIFY_NONE);
 }
 
 static void load_staged_in_order(void) {
     failing_needs_malloc();
-    STILL_ABORTS("load");
     ask_for_all(NULL);
     load_options.flags = ST_LOAD_IN_ORDER;
     load_each_way(ST_VERIFY_NONE);
@@ -423,7 +420,6 @@ static void load_staged_in_order(void) {
 
 static void load_staged_and_keep_everything(void) {
     failing_needs_malloc();
-    STILL_ABORTS("load");
     ask_for_all(NULL);
     recycles = false;
     load_each_way(ST_VERIFY_NONE);
@@ -431,7 +427,6 @@ static void load_staged_and_keep_everything(void) {
 
 static void load_with_little_staging_memory(void) {
     failing_needs_malloc();
-    STILL_ABORTS("load");
     ask_for_all(NULL);
     load_options.staging_bytes = 1 << 16;
     load_each_way(ST_VERIFY_NONE);
@@ -439,7 +434,6 @@ static void load_with_little_staging_memory(void) {
 
 static void load_slices(void) {
     failing_needs_malloc();
-    STILL_ABORTS("load");
     static const st_range half = {10, 50};
     ask_for_all(NULL);
     for (size_t i = 0; i < TENSORS; i++)
@@ -450,7 +444,6 @@ static void load_slices(void) {
 /* Each tensor twice: what overlaps is read one by one. */
 static void load_what_overlaps(void) {
     failing_needs_malloc();
-    STILL_ABORTS("load");
     ask_for_all(NULL);
     memcpy(requests + TENSORS, requests, TENSORS * sizeof(*requests));
     request_len = 2 * TENSORS;
@@ -459,7 +452,6 @@ static void load_what_overlaps(void) {
 
 static void load_what_is_verified(void) {
     failing_needs_malloc();
-    STILL_ABORTS("load");
     ask_for_all(NULL);
     load_each_way(ST_VERIFY_FIRST_USE);
 }
@@ -477,7 +469,6 @@ static void load_deeply(void) {
 
 static void load_a_slice_of_many_dimensions(void) {
     failing_needs_malloc();
-    STILL_ABORTS("load");
     open_deep();
     each_fails_in(load_deeply);
     st_close(model);
@@ -537,7 +528,6 @@ static void hold_all(void) {
 
 static void hold_everything_within_a_limit(void) {
     failing_needs_malloc();
-    STILL_ABORTS("load");
     for (more_bytes = 1 << 20; more_bytes <= 64 << 20; more_bytes *= 2)
         CHECK(test_in_child(hold_all) == 0);
 }
