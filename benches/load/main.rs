@@ -23,6 +23,7 @@ mod python;
 mod rounds;
 mod slices;
 mod slow;
+mod small;
 mod suite;
 mod tables;
 mod tune;
@@ -38,6 +39,11 @@ fn main() {
         return child::run(task);
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if arguments.has("small") {
+        let scratch = tempfile::tempdir_in(root.join("target")).expect("a temporary folder");
+        introduce(scratch.path());
+        return small::run(&arguments, root, scratch.path());
+    }
     let folder = arguments.value_of("--folder").map_or(root.join("build/bench-model"), PathBuf::from);
     std::fs::create_dir_all(&folder).expect("a folder");
     let machine = introduce(&folder.canonicalize().expect("a folder"));
