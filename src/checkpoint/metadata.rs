@@ -2,7 +2,7 @@
 
 use super::shards::Shards;
 use crate::error::Error;
-use crate::format::{BLAKE3_KEY, CRC_KEY, SHA256_KEY};
+use crate::format::{BLAKE3_KEY, CRC_KEY, SHA256_KEY, SSHS_KEY};
 use hashbrown::hash_table::{Entry, HashTable};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -76,7 +76,7 @@ impl Metadata {
 
 /// Whether a key says something of its own file and no other: a checksum.
 fn is_of_one_file(key: &[u8]) -> bool {
-    [CRC_KEY, SHA256_KEY, BLAKE3_KEY].iter().any(|known| known.as_bytes() == key)
+    [CRC_KEY, SHA256_KEY, SSHS_KEY, BLAKE3_KEY].iter().any(|known| known.as_bytes() == key)
 }
 
 fn get(shards: &Shards, (shard, entry): (usize, usize)) -> Option<(&[u8], &[u8])> {

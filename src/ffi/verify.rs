@@ -14,8 +14,9 @@ use std::ffi::c_char;
 /// MindSpore's "crc_num" in the metadata: a CRC-32 (zlib's) over the names and bytes of all tensors, in byte order of the names, as a decimal
 /// number. For a scalar of an integer type MindSpore sums as many zero bytes as its value; either sum is accepted.
 pub const ST_CHECK_CRC: u32 = 1;
-/// "modelspec.hash_sha256" in the metadata: the SHA-256 of all bytes after the header, in hexadecimal, with or without "0x".
-/// (github.com/Stability-AI/ModelSpec. Some programs put the digest of something else there: that is a mismatch.)
+/// "modelspec.hash_sha256" or "sshs_model_hash" in the metadata: the SHA-256 of all bytes after the header, in hexadecimal, with or without
+/// "0x". A file that has both must match both. (github.com/Stability-AI/ModelSpec, github.com/kohya-ss/sd-scripts. Some programs put the
+/// digest of something else there: that is a mismatch.)
 pub const ST_CHECK_SHA256: u32 = 2;
 /// "safetensors_lazy.blake3" in the metadata, which st_writer_open writes on request: digests of 64 hexadecimal digits with a space between
 /// them. The first is that of the header: of all bytes before the data, with these 64 digits as zeros. The others are those of each

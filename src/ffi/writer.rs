@@ -124,7 +124,7 @@ pub unsafe extern "C" fn st_writer_open(
 
 /// Adds an entry to the metadata. Entries keep their order. key and value are copied.
 ///
-/// Whoever copies the metadata of another checkpoint must leave out its checksums: "crc_num", "modelspec.hash_sha256" and
+/// Whoever copies the metadata of another checkpoint must leave out its checksums: "crc_num", "modelspec.hash_sha256", "sshs_model_hash" and
 /// "safetensors_lazy.blake3". They are taken as they are given, since a program may have computed them itself, but those of another file
 /// are wrong here, and st_verify and other readers would take the new file for damaged. To have the right ones written, set ST_WRITE_*.
 ///

@@ -38,7 +38,7 @@ mod strings;
 mod unnamed;
 mod validate;
 
-pub use checksum::{ChecksumError, BLAKE3_KEY, CRC_KEY, SHA256_KEY};
+pub use checksum::{ChecksumError, BLAKE3_KEY, CRC_KEY, SHA256_KEY, SSHS_KEY};
 pub use dtype::{Dtype, ParseDtypeError};
 pub use error::{HeaderError, IndexError, RankError, SliceError};
 pub(crate) use header::MAX_DIMENSIONS;

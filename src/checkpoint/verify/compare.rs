@@ -40,7 +40,7 @@ pub(super) fn input_of(shard: &Shard, known: &Known, checks: Checks) -> Result<I
     let has = Wanted {
         crc: stated.crc.is_some(),
         blake3: stated.blake3.is_some(),
-        data_sha256: stated.sha256.is_some(),
+        data_sha256: stated.sha256.is_some() || stated.sshs.is_some(),
         file_sha256: known.file_sha256.is_some(),
     };
     let all = checks.none();
@@ -53,7 +53,7 @@ pub(super) fn input_of(shard: &Shard, known: &Known, checks: Checks) -> Result<I
     for (asked, has, what) in [
         (checks.crc, has.crc, "crc_num"),
         (checks.blake3, has.blake3, "BLAKE3 digests"),
-        (checks.sha256, has.data_sha256, "modelspec.hash_sha256"),
+        (checks.sha256, has.data_sha256, "modelspec.hash_sha256 or sshs_model_hash"),
         (checks.file_sha256, has.file_sha256, "SHA-256 of the file given"),
         (!shard.header.is_empty(), wanted != Wanted::default(), "checksum"),
     ] {
@@ -141,9 +141,13 @@ pub(super) fn compare(shard: &Shard, known: &Known, input: &Input, sums: &Sums) 
     }
     let whole =
         |what, stated: &Digest, found| ChecksumError::Whole { what, stated: to_hex(stated), found: to_hex(found) };
-    if let Some(stated) = stated.sha256.filter(|stated| wanted.data_sha256 && *stated != sums.data_sha256) {
-        let error = whole("SHA-256 of the data (modelspec.hash_sha256)", &stated, &sums.data_sha256);
-        compared.bad(|checks| &mut checks.sha256, error);
+    for (stated, what) in [
+        (&stated.sha256, "SHA-256 of the data (modelspec.hash_sha256)"),
+        (&stated.sshs, "SHA-256 of the data (sshs_model_hash)"),
+    ] {
+        if let Some(stated) = stated.filter(|stated| wanted.data_sha256 && *stated != sums.data_sha256) {
+            compared.bad(|checks| &mut checks.sha256, whole(what, &stated, &sums.data_sha256));
+        }
     }
     if let Some(stated) = known.file_sha256.filter(|stated| wanted.file_sha256 && *stated != sums.file_sha256) {
         let error = whole("SHA-256 of the file", &stated, &sums.file_sha256);

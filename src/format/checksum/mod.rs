@@ -13,7 +13,7 @@
 //!
 //! - [`CRC_KEY`]: MindSpore's. A CRC-32 (that of zlib) over names and bytes of all tensors in byte order of the names, as a decimal number.
 //! - [`SHA256_KEY`]: that of the [model metadata specification](https://github.com/Stability-AI/ModelSpec). The SHA-256 of the data section,
-//!   in hexadecimal, with or without `0x`.
+//!   in hexadecimal, with or without `0x`. kohya's sd-scripts, and programs that follow them, write the same as [`SSHS_KEY`].
 //! - [`BLAKE3_KEY`]: our own, which tells which tensor is bad. Digests of 64 hexadecimal digits with a space between them: first that of the
 //!   header, then that of each tensor's bytes, in byte order of their names. The header's is that of all bytes before the data section
 //!   while its own 64 digits are `0`.
@@ -37,6 +37,9 @@ pub const CRC_KEY: &str = "crc_num";
 
 /// The metadata key of the SHA-256 of the data section.
 pub const SHA256_KEY: &str = "modelspec.hash_sha256";
+
+/// The metadata key of the same SHA-256 in files that kohya's sd-scripts wrote.
+pub const SSHS_KEY: &str = "sshs_model_hash";
 
 /// The metadata key of our digests.
 pub const BLAKE3_KEY: &str = "safetensors_lazy.blake3";

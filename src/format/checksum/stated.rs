@@ -1,6 +1,6 @@
 //! What a header's metadata says.
 
-use super::{from_hex, ChecksumError, Digest, BLAKE3_KEY, CRC_KEY, SHA256_KEY};
+use super::{from_hex, ChecksumError, Digest, BLAKE3_KEY, CRC_KEY, SHA256_KEY, SSHS_KEY};
 use crate::format::Header;
 use crate::quote::excerpt;
 
@@ -9,8 +9,10 @@ use crate::quote::excerpt;
 pub(crate) struct Stated {
     /// MindSpore's, of names and bytes.
     pub(crate) crc: Option<u32>,
-    /// Of the data section.
+    /// Of the data section: the value of [`SHA256_KEY`].
     pub(crate) sha256: Option<Digest>,
+    /// The same: the value of [`SSHS_KEY`].
+    pub(crate) sshs: Option<Digest>,
     pub(crate) blake3: Option<Digests>,
 }
 
@@ -33,7 +35,9 @@ impl Stated {
             if key == CRC_KEY.as_bytes() {
                 stated.crc = Some(crc(value)?);
             } else if key == SHA256_KEY.as_bytes() {
-                stated.sha256 = sha256(value)?;
+                stated.sha256 = sha256(SHA256_KEY, value)?;
+            } else if key == SSHS_KEY.as_bytes() {
+                stated.sshs = sha256(SSHS_KEY, value)?;
             } else if key == BLAKE3_KEY.as_bytes() {
                 stated.blake3 = Some(digests(header, value)?);
             }
@@ -53,12 +57,12 @@ fn crc(value: &[u8]) -> Result<u32, ChecksumError> {
 }
 
 /// Nothing, as some programs write it, is no digest.
-fn sha256(value: &[u8]) -> Result<Option<Digest>, ChecksumError> {
+fn sha256(key: &'static str, value: &[u8]) -> Result<Option<Digest>, ChecksumError> {
     if value.is_empty() {
         return Ok(None);
     }
     let digits = value.strip_prefix(b"0x").unwrap_or(value);
-    from_hex(digits).map(Some).ok_or_else(|| malformed(SHA256_KEY, "a digest of 64 digits", value))
+    from_hex(digits).map(Some).ok_or_else(|| malformed(key, "a digest of 64 digits", value))
 }
 
 fn digests(header: &Header, value: &[u8]) -> Result<Digests, ChecksumError> {
@@ -112,6 +116,9 @@ mod tests {
             assert_eq!((stated.crc, stated.sha256), (Some(u32::MAX), Some([0xab; 32])));
         }
         assert_eq!(stated(r#""modelspec.hash_sha256":"""#).unwrap().sha256, None);
+        let sshs = stated(&format!(r#""sshs_model_hash":"{digits}""#)).unwrap();
+        assert_eq!((sshs.sha256, sshs.sshs), (None, Some([0xab; 32])));
+        assert_eq!(stated(r#""sshs_model_hash":"""#).unwrap().sshs, None);
     }
 
     #[test]
@@ -131,6 +138,8 @@ mod tests {
             (CRC_KEY, "+1".into()),
             (SHA256_KEY, "0x".into()),
             (SHA256_KEY, d[1..].into()),
+            (SSHS_KEY, d[1..].into()),
+            (SSHS_KEY, "None".into()),
             (BLAKE3_KEY, String::new()),
             (BLAKE3_KEY, d.clone()),
             (BLAKE3_KEY, format!("{d} {d} {}A", &d[1..])),
