@@ -225,15 +225,19 @@ typedef struct st_error {
 #define ST_ERR_INDEX_DUPLICATE 404
 /** The index names a tensor that its shard lacks, or lacks a tensor that a shard has. */
 #define ST_ERR_INDEX_MISMATCH 405
-/** A shard that the index, or the numbers in the names of the others, asks for is not there; or the index is a dangling link. */
+
+/**
+ * A shard that the index, or the numbers in the names of the others, asks for is not there; or the index is a symbolic link that leads
+ * nowhere, whether it was found in a folder or is itself what was to be opened.
+ */
 #define ST_ERR_SHARD_MISSING 406
 
 /**
- * The path of a shard is absolute, or it or that of the index leads outside of the checkpoint's folder, or to another file now than a moment
- * ago: the folder must not change while it is opened.
+ * The path of a shard is absolute, or leads outside of the checkpoint's folder; or that of an index which was found in the folder does.
+ * See ST_OPEN_FOLLOW_LINKS.
  */
 #define ST_ERR_SHARD_OUTSIDE 407
-/** The folder has no index and no .safetensors file. */
+/** The folder has no index and no .safetensors file. The message names folders below it that have. */
 #define ST_ERR_FOLDER_EMPTY 408
 /** The folder has several indices, or several files that are not the shards of one checkpoint. */
 #define ST_ERR_FOLDER_AMBIGUOUS 409
@@ -363,8 +367,9 @@ st_status st_dtype_from_name(const char *name, st_dtype *out);
 #define ST_OPEN_COPY_ON_WRITE 1
 
 /**
- * Read all of the file in before st_open returns: into the mapping (before Linux 5.14: into the page cache), where an error of the disk
- * is reported as ST_ERR_IO rather than raised as SIGBUS later; without a mapping, start reading ahead into the page cache, as st_prefetch does.
+ * Read all of the file in before st_open returns: into the mapping, where an error of the disk is reported as ST_ERR_IO rather than
+ * raised as SIGBUS later. Before Linux 5.14, and where a sandbox refuses the system call, into the page cache. Without a mapping, start
+ * reading ahead into the page cache, as st_prefetch does.
  */
 #define ST_OPEN_POPULATE 2
 
@@ -376,7 +381,8 @@ st_status st_dtype_from_name(const char *name, st_dtype *out);
 
 /**
  * Let symbolic links in the checkpoint's folder lead out of it. Without this they may lead only below the folder, or from a Hugging
- * Face cache into its store.
+ * Face cache into its store; another process that swaps files and links meanwhile cannot change that. What path itself leads to may lie
+ * anywhere.
  */
 #define ST_OPEN_FOLLOW_LINKS 8
 /** Nothing is verified, unless st_verify is called. */
@@ -419,8 +425,9 @@ typedef struct st_open_options {
 } st_open_options;
 
 /**
- * Opens a checkpoint: reads the headers of its shards into private memory, several at once, checks them, and maps the files. Nothing
- * else is read; 100 GB cost no more than 100 MB with as many tensors. Files may be renamed, replaced by rename or unlinked while they
+ * Opens a checkpoint: reads the headers of its shards into private memory, checks them, and maps the files. Nothing else is read; 100 GB
+ * cost no more than 100 MB with as many tensors. Few and small headers are read by the calling thread, others by several threads, which
+ * have ended when the call returns. Files may be renamed, replaced by rename or unlinked while they
  * are open.
  *
  * path: any path that open(2) takes. It leads to
@@ -437,16 +444,20 @@ typedef struct st_open_options {
  * options: NULL for the defaults.
  * out: receives the handle, with one reference that the caller must st_close; NULL on failure.
  *
- * Each shard keeps a descriptor open. Files and folders whose names begin with a dot are not looked at.
+ * Each shard keeps a descriptor open, by which it is read when it was renamed or unlinked. Files and folders whose names begin with a dot are not looked at.
  *
  * ST_ERR_IO: a file is absent (os_error is ENOENT), not readable (EACCES), or the disk failed; or there are more shards than descriptors
- * (EMFILE).
+ * (EMFILE; the message has the number and the limit).
  * ST_ERR_NOT_A_FILE: path, or a shard, is a FIFO, a socket or a device, or a shard is a directory.
  * ST_ERR_HEADER_* to ST_ERR_TRAILING_BYTES, ST_ERR_TRUNCATED: a file breaks a rule of the format; each has a code of its own.
  * The rules are those of the reference implementation (github.com/huggingface/safetensors, 0.8), and stricter in that
- * duplicate names and names with a NUL are refused; ST_ERR_DUPLICATE_NAME also if two shards have the same name.
+ * duplicate names, metadata keys that stand twice in one header, and names and keys with a NUL are refused; ST_ERR_DUPLICATE_NAME also
+ * if two shards have the same name. The message says what a file is that is none of the format, if its start tells: a Git LFS pointer,
+ * an HTML page, a zip archive, zeros.
  * ST_ERR_INDEX_*: the index is not one, or it and the shards contradict each other.
- * ST_ERR_SHARD_MISSING, ST_ERR_SHARD_OUTSIDE, ST_ERR_SHARD_TWICE: a shard is not there, or not in the folder, or there twice.
+ * ST_ERR_SHARD_MISSING: shards are not there; the message has the first one's name and the number of the others. Or the index is a
+ * symbolic link that leads nowhere.
+ * ST_ERR_SHARD_OUTSIDE, ST_ERR_SHARD_TWICE: a shard is not in the folder, or there twice.
  * ST_ERR_FOLDER_EMPTY, ST_ERR_FOLDER_AMBIGUOUS: the folder holds no checkpoint, or more than one.
  * ST_ERR_CHECKSUM_MISSING, ST_ERR_CHECKSUM_MISMATCH, ST_ERR_CHECKSUM_MALFORMED, ST_ERR_FILE_CHANGED: what the option verify asks for.
  * ST_ERR_NO_MEMORY: no memory for a header or the index (at most 100 MB each) or the directory.
@@ -1271,8 +1282,9 @@ void st_load_free(struct st_load *load);
 #define ST_CHECK_CRC 1
 
 /**
- * "modelspec.hash_sha256" in the metadata: the SHA-256 of all bytes after the header, in hexadecimal, with or without "0x".
- * (github.com/Stability-AI/ModelSpec. Some programs put the digest of something else there: that is a mismatch.)
+ * "modelspec.hash_sha256" or "sshs_model_hash" in the metadata: the SHA-256 of all bytes after the header, in hexadecimal, with or without
+ * "0x". A file that has both must match both. (github.com/Stability-AI/ModelSpec, github.com/kohya-ss/sd-scripts. Some programs put the
+ * digest of something else there: that is a mismatch.)
  */
 #define ST_CHECK_SHA256 2
 
@@ -1466,7 +1478,7 @@ st_status st_writer_open(const char *path,
 /**
  * Adds an entry to the metadata. Entries keep their order. key and value are copied.
  *
- * Whoever copies the metadata of another checkpoint must leave out its checksums: "crc_num", "modelspec.hash_sha256" and
+ * Whoever copies the metadata of another checkpoint must leave out its checksums: "crc_num", "modelspec.hash_sha256", "sshs_model_hash" and
  * "safetensors_lazy.blake3". They are taken as they are given, since a program may have computed them itself, but those of another file
  * are wrong here, and st_verify and other readers would take the new file for damaged. To have the right ones written, set ST_WRITE_*.
  *

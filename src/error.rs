@@ -2,7 +2,7 @@
 
 use crate::format::{ChecksumError, Dtype, HeaderError, IndexError, RankError, SliceError};
 use crate::quote::Quoted;
-use crate::storage::StorageError;
+use crate::storage::{LimitOn, StorageError};
 use crate::writer::WriterError;
 use std::fmt::{self, Display};
 
@@ -53,12 +53,25 @@ pub enum Error {
         /// In what way.
         mismatch: Mismatch,
     },
-    /// A shard is not there.
+    /// Shards are not there, or an index.
     ShardMissing {
-        /// Path of the index or folder that wants it.
+        /// Path of the index or folder that wants them.
         path: String,
-        /// The shard.
+        /// The first of them.
         shard: String,
+        /// How many others are missing.
+        more: u64,
+        /// The first one is a symbolic link that leads nowhere.
+        dangling: bool,
+    },
+    /// There are more shards than this process may have files open.
+    TooFewDescriptors {
+        /// Path of the index or folder.
+        path: String,
+        /// Number of shards.
+        shards: usize,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// The path of a shard is absolute or leads outside of the checkpoint's folder.
     ShardOutside {
@@ -77,11 +90,6 @@ pub enum Error {
         first: String,
         /// The second name.
         second: String,
-    },
-    /// A shard was replaced by another file while the checkpoint was opened.
-    ShardReplaced {
-        /// Path of the shard.
-        path: String,
     },
     /// Two shards hold tensors of the same name.
     DuplicateName {
@@ -215,6 +223,18 @@ pub enum Mismatch {
 pub enum FolderError {
     /// There is neither an index nor a `.safetensors` file in it.
     Empty,
+    /// The same, but there are in folders below it.
+    OnlyBelow {
+        /// The paths of some of these, from the folder on.
+        folders: Vec<String>,
+        /// How many others there are, as far as was looked.
+        more: usize,
+    },
+    /// The same, but there is a file that is still being downloaded, or whose download was broken off.
+    Unfinished {
+        /// Its name.
+        name: String,
+    },
     /// There are several indices, or several files that are not the shards of one checkpoint.
     Ambiguous {
         /// Two that do not go together.
@@ -225,9 +245,30 @@ pub enum FolderError {
 impl Display for FolderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FolderError::Empty => f.write_str("the folder has no index and no .safetensors file"),
+            FolderError::Empty => f.write_str("the directory has no index and no .safetensors file"),
+            FolderError::OnlyBelow { folders, more } => {
+                f.write_str("the directory has no index and no .safetensors file, but below it ")?;
+                for (number, folder) in folders.iter().enumerate() {
+                    let before = match number {
+                        0 => "",
+                        _ if *more == 0 && number + 1 == folders.len() => " and ",
+                        _ => ", ",
+                    };
+                    write!(f, "{before}{}", Quoted(folder))?;
+                }
+                match *more {
+                    0 => {}
+                    more => write!(f, " and {more} more")?,
+                }
+                f.write_str(if folders.len() + more == 1 { " has: open that" } else { " have: open one of these" })
+            }
+            FolderError::Unfinished { name } => write!(
+                f,
+                "the directory has no index and no .safetensors file: {} is a download that was not finished",
+                Quoted(name)
+            ),
             FolderError::Ambiguous { candidates: [first, second] } => {
-                write!(f, "the folder has both {} and {}: open the one that is meant", Quoted(first), Quoted(second))
+                write!(f, "the directory has both {} and {}: open the one that is meant", Quoted(first), Quoted(second))
             }
         }
     }
@@ -238,7 +279,13 @@ impl std::error::Error for FolderError {}
 impl Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Header { path, source } => write!(f, "{}{source}", In(path)),
+            Error::Header { path, source } => {
+                write!(f, "{}{source}", In(path))?;
+                match is_unfinished(path) && source.may_be_cut_off() {
+                    true => f.write_str("; by its name it is a download that was not finished"),
+                    false => Ok(()),
+                }
+            }
             Error::Storage { path, tensor: None, source } => write!(f, "{}{source}", In(path)),
             Error::Storage { path, tensor: Some(tensor), source } => {
                 write!(f, "{}tensor {}: {source}", In(path), Quoted(tensor))
@@ -253,13 +300,23 @@ impl Display for Error {
                     Mismatch::InOtherShard => write!(f, "{}tensor {tensor} is in {shard}, not where it says", In(path)),
                 }
             }
-            Error::ShardMissing { path, shard } => write!(f, "{}{} is missing", In(path), Quoted(shard)),
+            Error::ShardMissing { path, shard, more, dangling } => {
+                write!(f, "{}{}", In(path), Quoted(shard))?;
+                match more {
+                    0 => f.write_str(" is missing")?,
+                    more => write!(f, " and {more} more are missing")?,
+                }
+                match dangling {
+                    true => f.write_str(": it is a symbolic link that leads nowhere"),
+                    false => Ok(()),
+                }
+            }
+            Error::TooFewDescriptors { path, shards, source } => {
+                write!(f, "{}{shards} shards need {shards} open files: {source}{}", In(path), LimitOn(source))
+            }
             Error::ShardOutside { path, shard, how } => write!(f, "{}{} {how}", In(path), Quoted(shard)),
             Error::SameFile { path, first, second } => {
                 write!(f, "{}{} and {} are the same file", In(path), Quoted(first), Quoted(second))
-            }
-            Error::ShardReplaced { path } => {
-                write!(f, "{}it was replaced while the checkpoint was opened", In(path))
             }
             Error::DuplicateName { tensor, first, second } => {
                 write!(f, "tensor {} is in {} and in {}", Quoted(tensor), Quoted(first), Quoted(second))
@@ -311,9 +368,15 @@ impl std::error::Error for Error {
             Error::Checksum { source, .. } => Some(source),
             Error::Rank(source) => Some(source),
             Error::Writer { source, .. } => Some(source),
+            Error::TooFewDescriptors { source, .. } => Some(source),
             _ => None,
         }
     }
+}
+
+/// Whether the name of a file says that it is being downloaded: by huggingface_hub, browsers, curl, wget and aria2's like.
+pub(crate) fn is_unfinished(path: &str) -> bool {
+    [".incomplete", ".part", ".partial", ".crdownload", ".download"].iter().any(|end| path.ends_with(end))
 }
 
 /// The file that a message is about, in front of it. Memory has no name.

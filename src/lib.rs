@@ -46,6 +46,7 @@
 compile_error!("safetensors_lazy supports 64-bit little-endian Linux (x86_64, aarch64)");
 
 mod checkpoint;
+mod effort;
 mod error;
 pub mod ffi;
 pub mod format;

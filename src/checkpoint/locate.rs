@@ -1,13 +1,16 @@
 //! Which files a checkpoint is made of: from a folder or an index to its shards.
 
 use super::shard::c_path;
-use crate::error::{Error, FolderError};
-use crate::format::{index_len, Index, MAX_SHARDS};
+use crate::error::{is_unfinished, Error, FolderError};
+use crate::format::{index_len, Index};
 use crate::quote::excerpt;
-use crate::storage::{Folder, Found, NotInFolder, Scratch, Storage, StorageError, StorageKind, StorageOptions};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::storage::{
+    FileSystems, Folder, Listing, NotInFolder, Scratch, Storage, StorageError, StorageKind, StorageOptions,
+};
+use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr, OsString};
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 /// MindSpore's name for an index.
 const MINDSPORE_INDEX: &str = "param_name_map.json";
@@ -15,20 +18,28 @@ const MINDSPORE_INDEX: &str = "param_name_map.json";
 /// Where MindSpore puts what belongs to no layer. It is part of the checkpoint, though its index does not name it.
 const MINDSPORE_EXTRA: &str = "hyper_param.safetensors";
 
-/// The files of a checkpoint.
+/// So many folders are looked into for a checkpoint where one has none.
+const MOST_FOLDERS: usize = 64;
+
+/// So many of them are named.
+const MOST_NAMED: usize = 3;
+
+/// The files of a checkpoint, before they are opened. A name is resolved and opened in one step, so that no other file can take the place of
+/// the one that was judged; and just before it is read, so that no more descriptors are open than shards that are.
 #[derive(Debug)]
 pub(super) struct Parts {
+    folder: Folder,
+    /// What was seen in the folder, if it was listed.
+    listed: Listing,
+    file_systems: FileSystems,
+    follow_links: bool,
+    /// Of the index, or else of the folder: what asks for the shards.
+    path: PathBuf,
     pub(super) index: Option<(CString, Index)>,
-    /// First those that the index names, in its order; without an index, in byte order of their names.
-    pub(super) shards: Vec<Part>,
-}
-
-/// One shard before it is opened.
-#[derive(Debug)]
-pub(super) struct Part {
-    /// What the caller is told.
-    pub(super) path: CString,
-    pub(super) file: Found,
+    /// First those that the index names, in its order; without an index, in byte order.
+    names: Vec<OsString>,
+    /// A shard beside an index that does not name it, if it is there and is none of the others.
+    pub(super) may_have_extra: bool,
 }
 
 /// Whether a path is that of an index rather than that of a shard. Its name decides.
@@ -37,94 +48,158 @@ pub(super) fn is_index(path: &Path) -> bool {
 }
 
 /// The parts of the checkpoint in a folder.
-pub(super) fn in_folder(path: &Path, follow_links: bool) -> Result<Parts, Error> {
-    let folder = open_folder(path)?;
-    let names = folder.names(MAX_SHARDS, is_of_interest).map_err(|source| storage_error(path, source))?;
-    match choose(&names) {
-        Ok(Choice::Index(name)) => of_index(&folder, Path::new(name), follow_links),
-        Ok(Choice::Shards(names)) => {
-            Ok(Parts { index: None, shards: parts_at(&folder, path, names.iter().map(Path::new), follow_links)? })
+pub(super) fn in_folder(path: &Path, folder: Folder, follow_links: bool) -> Result<Parts, Error> {
+    let listed = folder.list(is_of_interest).map_err(|source| storage_error(path, source))?;
+    match choose(&listed.names) {
+        Ok(Choice::Index(name)) => {
+            let name = Path::new(name);
+            let file = folder.open_file(name, follow_links, &listed);
+            let file = file.map_err(|error| not_in_folder(error, &folder, path, name))?;
+            let parts = parts_of(folder, path.join(name), name, file, follow_links)?;
+            Ok(Parts { listed, ..parts })
         }
-        Err(Refused::Missing(shard)) => Err(Error::ShardMissing { path: text(path), shard }),
+        Ok(Choice::Shards(chosen)) => Ok(Parts {
+            follow_links,
+            path: path.to_owned(),
+            index: None,
+            names: owned(chosen.iter().map(|name| name.as_os_str()))?,
+            may_have_extra: false,
+            folder,
+            listed,
+            file_systems: FileSystems::default(),
+        }),
+        Err(Refused::Missing { shard, more }) => {
+            Err(Error::ShardMissing { path: text(path), shard, more, dangling: false })
+        }
+        Err(Refused::Folder(FolderError::Empty)) => Err(Error::Folder { path: text(path), source: why_empty(&folder) }),
         Err(Refused::Folder(source)) => Err(Error::Folder { path: text(path), source }),
     }
 }
 
-/// The parts of the checkpoint whose index lies at `path`.
+/// The parts of the checkpoint whose index lies at `path`, which may be a link to wherever: the caller has named it.
 pub(super) fn at_index(path: &Path, follow_links: bool) -> Result<Parts, Error> {
     let name = path.file_name().map(Path::new).unwrap_or(path);
-    let folder = open_folder(path.parent().unwrap_or(Path::new("")))?;
-    let index = read_index(path, path)?;
-    parts_of(&folder, path, name, index, follow_links)
+    let folder = open_folder(path.parent().unwrap_or(Path::new("")), path)?;
+    let file = match folder.open_file(name, true, &Listing::default()) {
+        Ok(file) => file,
+        Err(NotInFolder::Missing { dangling: false }) => {
+            let source = std::io::Error::from_raw_os_error(libc::ENOENT);
+            return Err(storage_error(path, StorageError::io("open", source)));
+        }
+        Err(NotInFolder::Storage(source)) => return Err(storage_error(path, source)),
+        Err(error) => return Err(not_in_folder(error, &folder, folder.path(), name)),
+    };
+    parts_of(folder, path.to_owned(), name, file, follow_links)
 }
 
-fn of_index(folder: &Folder, name: &Path, follow_links: bool) -> Result<Parts, Error> {
-    let path = folder.join(name);
-    let file = folder.resolve(name, follow_links).map_err(|error| not_in_folder(error, folder, folder.path(), name))?;
-    let index = read_index(&path, &file.path)?;
-    parts_of(folder, &path, name, index, follow_links)
+fn parts_of(folder: Folder, path: PathBuf, name: &Path, file: File, follow_links: bool) -> Result<Parts, Error> {
+    let index = read_index(&path, file)?;
+    Ok(Parts {
+        follow_links,
+        names: owned(index.shards().map(OsStr::new))?,
+        index: Some((c_path(&path)?, index)),
+        may_have_extra: name == Path::new(MINDSPORE_INDEX),
+        path,
+        folder,
+        listed: Listing::default(),
+        file_systems: FileSystems::default(),
+    })
 }
 
-fn parts_of(folder: &Folder, path: &Path, name: &Path, index: Index, follow_links: bool) -> Result<Parts, Error> {
-    let mut shards = parts_at(folder, path, index.shards().map(Path::new), follow_links)?;
-    if name == Path::new(MINDSPORE_INDEX) {
-        match part(folder, path, Path::new(MINDSPORE_EXTRA), follow_links) {
-            // However a map that names it spells it.
-            Ok(extra) if shards.iter().any(|shard| shard.file.id == extra.file.id) => {}
-            Ok(extra) => shards.push(extra),
-            Err(Error::ShardMissing { .. }) => {}
-            Err(error) => return Err(error),
+impl Parts {
+    /// Number of shards, without the extra one.
+    pub(super) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Opens a shard. Gives also what the caller is told as its path.
+    pub(super) fn open(&self, shard: usize, options: StorageOptions) -> Result<(CString, Storage), Error> {
+        let name = self.names.get(shard).ok_or(Error::Internal { what: "a shard beyond the last one is opened" })?;
+        self.open_name(Path::new(name), options)
+    }
+
+    /// Opens the extra shard; `None` if it is not there.
+    pub(super) fn open_extra(&self, options: StorageOptions) -> Result<Option<(CString, Storage)>, Error> {
+        match self.open_name(Path::new(MINDSPORE_EXTRA), options) {
+            Err(Error::ShardMissing { dangling: false, .. }) => Ok(None),
+            opened => opened.map(Some),
         }
     }
-    Ok(Parts { index: Some((c_path(path)?, index)), shards })
+
+    fn open_name(&self, name: &Path, options: StorageOptions) -> Result<(CString, Storage), Error> {
+        let file = self.folder.open_file(name, self.follow_links, &self.listed);
+        let file = file.map_err(|error| not_in_folder(error, &self.folder, &self.path, name))?;
+        let path = self.folder.join(name);
+        let storage = Storage::of_file(file, options, &self.file_systems);
+        let storage = storage.map_err(|source| storage_error(&path, source))?;
+        Ok((c_path(&path)?, storage))
+    }
+
+    /// The error that two shards, by their numbers, are one file.
+    pub(super) fn same_file(&self, shards: [usize; 2]) -> Error {
+        let name =
+            |shard: usize| self.names.get(shard).map(|name| excerpt(&name.to_string_lossy())).unwrap_or_default();
+        let [first, second] = shards.map(name);
+        Error::SameFile { path: text(&self.path), first, second }
+    }
+
+    /// An error of opening the shards, with what is known of all of them.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        match error {
+            Error::ShardMissing { .. } | Error::Header { .. } => self.missing(error),
+            Error::Storage { source: StorageError::Io { source, .. }, .. }
+                if source.raw_os_error() == Some(libc::EMFILE) =>
+            {
+                Error::TooFewDescriptors { path: text(&self.path), shards: self.len(), source }
+            }
+            error => error,
+        }
+    }
 }
 
-/// The parts of these names, each another file: a stranger may spell one file in a thousand ways, and have its header read as often.
-fn parts_at<'n>(
-    folder: &Folder,
-    asked_by: &Path,
-    names: impl ExactSizeIterator<Item = &'n Path>,
-    follow_links: bool,
-) -> Result<Vec<Part>, Error> {
-    let mut parts: Vec<Part> = Vec::new();
-    parts.try_reserve_exact(names.len().saturating_add(1)).map_err(|_| Error::NoMemory)?;
-    let mut seen = BTreeMap::new();
+impl Parts {
+    /// The error that shards are missing, if some are: where only some are there, one of those may well be damaged, too.
+    fn missing(&self, error: Error) -> Error {
+        let mut missing = self.names.iter().filter(|name| self.folder.lacks(Path::new(name)));
+        let Some(first) = missing.next() else { return error };
+        let (shard, more) = (excerpt(&first.to_string_lossy()), missing.count() as u64);
+        let dangling =
+            matches!(&error, Error::ShardMissing { shard: told, dangling: true, .. } if *told == shard && more == 0);
+        Error::ShardMissing { path: text(&self.path), shard, more, dangling }
+    }
+}
+
+fn owned<'n>(names: impl ExactSizeIterator<Item = &'n OsStr>) -> Result<Vec<OsString>, Error> {
+    let mut owned = Vec::new();
+    owned.try_reserve_exact(names.len()).map_err(|_| Error::NoMemory)?;
     for name in names {
-        let part = part(folder, asked_by, name, follow_links)?;
-        if let Some(first) = seen.insert(part.file.id, name) {
-            let [first, second] = [first, name].map(|name| excerpt(&text(name)));
-            return Err(Error::SameFile { path: text(asked_by), first, second });
-        }
-        parts.push(part);
+        let mut copy = OsString::new();
+        copy.try_reserve_exact(name.len()).map_err(|_| Error::NoMemory)?;
+        copy.push(name);
+        owned.push(copy);
     }
-    Ok(parts)
+    Ok(owned)
 }
 
-fn part(folder: &Folder, asked_by: &Path, name: &Path, follow_links: bool) -> Result<Part, Error> {
-    match folder.resolve(name, follow_links) {
-        Ok(file) => Ok(Part { path: c_path(&folder.join(name))?, file }),
-        Err(error) => Err(not_in_folder(error, folder, asked_by, name)),
-    }
-}
-
-fn read_index(path: &Path, file: &Path) -> Result<Index, Error> {
+fn read_index(path: &Path, file: File) -> Result<Index, Error> {
     let refused = |source| storage_error(path, source);
     let options = StorageOptions { kind: StorageKind::Read, ..StorageOptions::default() };
-    let storage = Storage::open(file, options).map_err(refused)?;
+    let storage = Storage::of_file(file, options, &FileSystems::default()).map_err(refused)?;
     let index_error = |source| Error::Index { path: text(path), source };
     index_len(storage.size()).map_err(index_error)?;
     let mut scratch = Scratch::default();
     Index::parse(scratch.read(&storage, 0, storage.size()).map_err(refused)?).map_err(index_error)
 }
 
-fn open_folder(path: &Path) -> Result<Folder, Error> {
-    Folder::open(path).map_err(|source| storage_error(path, source))
+/// Says in an error that it is `asked_by`.
+fn open_folder(path: &Path, asked_by: &Path) -> Result<Folder, Error> {
+    Folder::open(path).map_err(|source| storage_error(asked_by, source))
 }
 
 fn not_in_folder(error: NotInFolder, folder: &Folder, asked_by: &Path, name: &Path) -> Error {
     let (path, shard) = (text(asked_by), excerpt(&text(name)));
     match error {
-        NotInFolder::Missing => Error::ShardMissing { path, shard },
+        NotInFolder::Missing { dangling } => Error::ShardMissing { path, shard, more: 0, dangling },
         NotInFolder::Outside(how) => Error::ShardOutside { path, shard, how },
         NotInFolder::Storage(source) => storage_error(&folder.join(Path::new(&shard)), source),
     }
@@ -136,6 +211,37 @@ fn storage_error(path: &Path, source: StorageError) -> Error {
 
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
+}
+
+/// What may have been meant instead of a folder that holds no checkpoint.
+#[cold]
+fn why_empty(folder: &Folder) -> FolderError {
+    let is_download = |name: &OsStr| is_unfinished(&name.to_string_lossy());
+    if let Some(name) = folder.list(is_download).ok().and_then(|listed| listed.names.into_iter().next()) {
+        return FolderError::Unfinished { name: excerpt(&name.to_string_lossy()) };
+    }
+    let found = below(folder);
+    match found.len() {
+        0 => FolderError::Empty,
+        len => {
+            let named = found.iter().take(MOST_NAMED).map(|path| excerpt(&text(path)));
+            FolderError::OnlyBelow { folders: named.collect(), more: len.saturating_sub(MOST_NAMED) }
+        }
+    }
+}
+
+/// The folders in a folder that hold a checkpoint, as for each rank or each part of a pipeline; else the folders in those, as in a
+/// Hugging Face cache.
+fn below(folder: &Folder) -> Vec<PathBuf> {
+    let has_checkpoint = |names: &[OsString]| !matches!(choose(names), Err(Refused::Folder(FolderError::Empty)));
+    let first = folder.folders(Path::new(""), MOST_FOLDERS, is_of_interest);
+    let holds = |(path, names): &(PathBuf, Vec<OsString>)| has_checkpoint(names).then(|| path.clone());
+    let found: Vec<_> = first.iter().filter_map(holds).collect();
+    if !found.is_empty() {
+        return found;
+    }
+    let second = first.iter().flat_map(|(path, _)| folder.folders(path, MOST_FOLDERS, is_of_interest));
+    second.take(MOST_FOLDERS).filter_map(|below| holds(&below)).collect()
 }
 
 /// What to open in a folder.
@@ -154,7 +260,11 @@ fn is_of_interest(name: &OsStr) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 enum Refused {
     Folder(FolderError),
-    Missing(String),
+    /// The first shard that is not there, and how many others are not.
+    Missing {
+        shard: String,
+        more: u64,
+    },
 }
 
 /// Chooses by names alone: an index; else numbered shards, all of them; else the only file.
@@ -228,11 +338,10 @@ impl<'n> Numbered<'n> {
         let count = self.count.parse::<u64>().unwrap_or(u64::MAX);
         match (1..=count).find(|number| !numbers.contains(number)) {
             Some(missing) => {
-                let Numbered { stem, count, number } = self;
-                Err(Refused::Missing(excerpt(&format!(
-                    "{stem}-{missing:0width$}-of-{count}.safetensors",
-                    width = number.len()
-                ))))
+                let there = numbers.range(1..=count).count() as u64;
+                let Numbered { stem, count: of, number } = self;
+                let name = format!("{stem}-{missing:0width$}-of-{of}.safetensors", width = number.len());
+                Err(Refused::Missing { shard: excerpt(&name), more: (count - there).saturating_sub(1) })
             }
             // What is numbered 0, or beyond the count.
             None if numbers.len() as u64 > count => match files {
@@ -283,12 +392,15 @@ mod tests {
         let shards =
             ["m-1-00001-of-00003.safetensors", "m-1-00002-of-00003.safetensors", "m-1-00003-of-00003.safetensors"];
         assert_eq!(chosen(&shards).unwrap(), shards);
-        assert_eq!(chosen(&shards[..2]), Err(Refused::Missing(shards[2].to_owned())));
-        assert_eq!(chosen(&shards[1..]), Err(Refused::Missing(shards[0].to_owned())));
-        assert_eq!(chosen(&[shards[0], shards[2], "x.json"]), Err(Refused::Missing(shards[1].to_owned())));
+        let missing = |shard: &str, more| Err(Refused::Missing { shard: shard.to_owned(), more });
+        assert_eq!(chosen(&shards[..2]), missing(shards[2], 0));
+        assert_eq!(chosen(&shards[1..]), missing(shards[0], 0));
+        assert_eq!(chosen(&shards[1..2]), missing(shards[0], 1));
+        assert_eq!(chosen(&["m-0-of-3.safetensors", "m-2-of-3.safetensors"]), missing("m-1-of-3.safetensors", 1));
+        assert_eq!(chosen(&[shards[0], shards[2], "x.json"]), missing(shards[1], 0));
         assert_eq!(chosen(&["m-1-of-1.safetensors"]).unwrap().len(), 1);
         let huge = "m-1-of-99999999999999999999999.safetensors";
-        assert_eq!(chosen(&[huge]), Err(Refused::Missing(huge.replace("-1-", "-2-"))));
+        assert_eq!(chosen(&[huge]), missing(&huge.replace("-1-", "-2-"), u64::MAX - 2));
         let beyond = ["m-0-of-1.safetensors", "m-1-of-1.safetensors"];
         assert_eq!(refused_for(&beyond), beyond);
     }

@@ -1,7 +1,7 @@
 //! From a path, or from memory, to a checkpoint.
 
 use super::agree::check_index;
-use super::locate::{at_index, in_folder, is_index, Part, Parts};
+use super::locate::{at_index, in_folder, is_index, Parts};
 use super::metadata::Metadata;
 use super::names::Names;
 use super::neighbours::Neighbours;
@@ -10,13 +10,15 @@ use super::shards::Shards;
 use super::strays::Strays;
 use super::verify::Verify;
 use super::Checkpoint;
+use crate::effort::with_threads_if_worth;
 use crate::error::Error;
 use crate::format::NameHasher;
 use crate::residency::Ledger;
-use crate::storage::{FileKind, Memory, ReadAhead, Scratch, Storage, StorageError, StorageOptions};
-use crate::workers::{in_parallel, workers_for};
+use crate::storage::{FileId, FileKind, Folder, Memory, ReadAhead, Scratch, Storage, StorageError, StorageOptions};
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// How to open a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +34,7 @@ pub struct OpenOptions {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint: reads the headers of its shards, several at once, and nothing else. The path leads to
+    /// Opens a checkpoint: reads the headers of its shards, several at once where that pays, and nothing else. The path leads to
     ///
     /// - a `.safetensors` file;
     /// - an index, whose name ends with `.json`: Hugging Face's `*.index.json` or MindSpore's `param_name_map.json`, to which a
@@ -49,14 +51,22 @@ impl Checkpoint {
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Checkpoint, Error> {
         let path = path.as_ref();
         let c_path = c_path(path)?;
-        let parts = if is_index(path) && !path.is_dir() {
-            at_index(path, options.follow_links)?
-        } else {
-            match Storage::open(path, options.storage) {
+        let at_path = |source| Error::Storage { path: text(&c_path), tensor: None, source };
+        // What the name suggests is tried first, and saves a look.
+        let folder = match path.extension().is_some_and(|extension| extension == "safetensors") {
+            true => None,
+            false => folder_at(path).map_err(at_path)?,
+        };
+        let parts = match folder {
+            Some(folder) => in_folder(path, folder, options.follow_links)?,
+            None if is_index(path) => at_index(path, options.follow_links)?,
+            None => match Storage::open(path, options.storage) {
                 Ok(storage) => return Checkpoint::of_one(c_path, storage, options),
-                Err(StorageError::NotAFile(FileKind::Folder)) => in_folder(path, options.follow_links)?,
-                Err(source) => return Err(Error::Storage { path: text(&c_path), tensor: None, source }),
-            }
+                Err(StorageError::NotAFile(FileKind::Folder)) => {
+                    in_folder(path, Folder::open(path).map_err(at_path)?, options.follow_links)?
+                }
+                Err(source) => return Err(at_path(source)),
+            },
         };
         Checkpoint::of_parts(&parts, options)
     }
@@ -89,18 +99,45 @@ impl Checkpoint {
     }
 
     fn of_parts(parts: &Parts, options: OpenOptions) -> Result<Checkpoint, Error> {
-        let workers = workers_for(parts.shards.len());
         let hasher = NameHasher::default();
-        let opened =
-            in_parallel(parts.shards.len(), workers, |scratch: &mut Scratch, number| match parts.shards.get(number) {
-                Some(part) => {
-                    let shard = open_part(part, options.storage, scratch)?;
-                    let hashes = hasher.hashes(&shard.header).ok_or_else(|| shard.no_memory())?;
-                    Ok(Some((shard, hashes)))
+        let files = Files::default();
+        let read = |scratch: &mut Scratch, path, storage| {
+            let shard = Shard::open(path, storage, scratch)?;
+            let hashes = hasher.hashes(&shard.header).ok_or_else(|| shard.no_memory())?;
+            Ok((shard, hashes))
+        };
+        let open = |scratch: &mut Scratch, number: usize| {
+            let (path, storage) = parts.open(number, options.storage)?;
+            match storage.file_id().and_then(|file| files.insert(file, number)) {
+                Some(other) => Err(parts.same_file([number.min(other), number.max(other)])),
+                None => read(scratch, path, storage),
+            }
+        };
+        let expected = parts.index.as_ref().map_or(0, |(_, index)| index.len() as u64 * HEADER_BYTES_PER_TENSOR);
+        let header_len = |(shard, _): &(Shard, Vec<u64>)| shard.header.header_len() as u64;
+        let opened = with_threads_if_worth(parts.len(), expected, header_len, open);
+        let opened = opened.map_err(|error| parts.explain(error))?;
+
+        let mut shards = Vec::new();
+        let mut hashes = Vec::new();
+        // The extra one, too.
+        for reserved in [shards.try_reserve_exact(opened.len() + 1), hashes.try_reserve_exact(opened.len() + 1)] {
+            reserved.map_err(|_| Error::NoMemory)?;
+        }
+        for (shard, of_shard) in opened {
+            shards.push(shard);
+            hashes.push(of_shard);
+        }
+        if parts.may_have_extra {
+            if let Some((path, storage)) = parts.open_extra(options.storage)? {
+                // Unless the index names it, however it spells it.
+                if storage.file_id().and_then(|file| files.insert(file, parts.len())).is_none() {
+                    let (shard, of_shard) = read(&mut Scratch::default(), path, storage)?;
+                    shards.push(shard);
+                    hashes.push(of_shard);
                 }
-                None => Ok(None),
-            })?;
-        let (shards, hashes): (Vec<_>, Vec<_>) = opened.into_iter().flatten().unzip();
+            }
+        }
         let shards = Shards::new(shards).ok_or(Error::NoMemory)?;
         let names = Names::of_many(&shards, hasher, &hashes)?;
         drop(hashes);
@@ -134,10 +171,27 @@ impl Checkpoint {
     }
 }
 
-fn open_part(part: &Part, options: StorageOptions, scratch: &mut Scratch) -> Result<Shard, Error> {
-    match Storage::open(&part.file.path, options) {
-        Ok(storage) if storage.file_id() != Some(part.file.id) => Err(Error::ShardReplaced { path: text(&part.path) }),
-        Ok(storage) => Shard::open(part.path.clone(), storage, scratch),
-        Err(source) => Err(Error::Storage { path: text(&part.path), tensor: None, source }),
+/// The folder that `path` leads to; `None` if it leads to something else, or nowhere.
+fn folder_at(path: &Path) -> Result<Option<Folder>, StorageError> {
+    match Folder::open(path) {
+        Err(StorageError::Io { source, .. }) if matches!(source.raw_os_error(), Some(libc::ENOTDIR | libc::ENOENT)) => {
+            Ok(None)
+        }
+        opened => opened.map(Some),
+    }
+}
+
+/// What a header has about a tensor: its dtype, its shape, its offsets, and mostly a longer name.
+const HEADER_BYTES_PER_TENSOR: u64 = 64;
+
+/// The files of the shards that have been opened, and the shards' numbers. Each shard is another file: a stranger may spell one file in
+/// a thousand ways, and have its header read as often.
+#[derive(Default)]
+struct Files(Mutex<BTreeMap<FileId, usize>>);
+
+impl Files {
+    /// Gives the shard that has the file already, if one has.
+    fn insert(&self, file: FileId, shard: usize) -> Option<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(file, shard)
     }
 }

@@ -1,6 +1,7 @@
 //! One file: what its header says and where its bytes come from.
 
 use crate::error::Error;
+use crate::format::foreign::{recognise, TELLING_LEN};
 use crate::format::{header_len, Header, HeaderError, PREFIX_LEN};
 use crate::quote::excerpt;
 use crate::storage::{ReadAhead, Scratch, Storage, StorageError};
@@ -23,7 +24,9 @@ impl Shard {
     pub(super) fn open(path: CString, storage: Storage, scratch: &mut Scratch) -> Result<Shard, Error> {
         match read_header(&storage, scratch) {
             Ok(header) => Ok(Shard { path, header, storage }),
-            Err(Refused::Header(source)) => Err(Error::Header { path: text(&path), source }),
+            Err(Refused::Header(source)) => {
+                Err(Error::Header { path: text(&path), source: recognised(source, &storage, scratch) })
+            }
             Err(Refused::Storage(source)) => Err(Error::Storage { path: text(&path), tensor: None, source }),
         }
     }
@@ -68,12 +71,36 @@ enum Refused {
     Storage(StorageError),
 }
 
+/// A header of so many bytes is read with its length. Most systems read as much from the disk in any case.
+const FIRST_READ: u64 = 16 * 1024;
+
 fn read_header(storage: &Storage, scratch: &mut Scratch) -> Result<Header, Refused> {
     let file_len = storage.size();
-    let prefix = scratch.read(storage, 0, file_len.min(PREFIX_LEN as u64)).map_err(Refused::Storage)?;
-    let header_len = header_len(prefix, file_len).map_err(Refused::Header)?;
-    let text = scratch.read(storage, PREFIX_LEN as u64, header_len as u64).map_err(Refused::Storage)?;
-    let header = Header::parse(text).map_err(Refused::Header)?;
+    let start = scratch.read(storage, 0, file_len.min(FIRST_READ)).map_err(Refused::Storage)?;
+    let header_len = header_len(start, file_len).map_err(Refused::Header)?;
+    let header = match start.get(PREFIX_LEN..PREFIX_LEN + header_len) {
+        Some(text) => Header::parse(text),
+        None => {
+            let text = scratch.read(storage, PREFIX_LEN as u64, header_len as u64).map_err(Refused::Storage)?;
+            Header::parse(text)
+        }
+    }
+    .map_err(Refused::Header)?;
     header.check_file_len(file_len).map_err(Refused::Header)?;
     Ok(header)
+}
+
+/// The error of a file without a header, with what the file is instead if its start tells.
+#[cold]
+fn recognised(error: HeaderError, storage: &Storage, scratch: &mut Scratch) -> HeaderError {
+    use HeaderError::{Json, LengthBeyondFile, TooLarge, TooSmall, Utf8};
+    if !matches!(error, TooSmall { .. } | TooLarge { .. } | LengthBeyondFile { .. } | Utf8 { .. } | Json { .. }) {
+        return error;
+    }
+    // Where this fails, the error is told as it is.
+    let start = scratch.read(storage, 0, storage.size().min(TELLING_LEN as u64));
+    match start.ok().and_then(recognise) {
+        Some(what) => HeaderError::Foreign { what, source: Box::new(error) },
+        None => error,
+    }
 }

@@ -102,12 +102,13 @@ pub const ST_ERR_INDEX_STRUCTURE: st_status = 403;
 pub const ST_ERR_INDEX_DUPLICATE: st_status = 404;
 /// The index names a tensor that its shard lacks, or lacks a tensor that a shard has.
 pub const ST_ERR_INDEX_MISMATCH: st_status = 405;
-/// A shard that the index, or the numbers in the names of the others, asks for is not there; or the index is a dangling link.
+/// A shard that the index, or the numbers in the names of the others, asks for is not there; or the index is a symbolic link that leads
+/// nowhere, whether it was found in a folder or is itself what was to be opened.
 pub const ST_ERR_SHARD_MISSING: st_status = 406;
-/// The path of a shard is absolute, or it or that of the index leads outside of the checkpoint's folder, or to another file now than a moment
-/// ago: the folder must not change while it is opened.
+/// The path of a shard is absolute, or leads outside of the checkpoint's folder; or that of an index which was found in the folder does.
+/// See ST_OPEN_FOLLOW_LINKS.
 pub const ST_ERR_SHARD_OUTSIDE: st_status = 407;
-/// The folder has no index and no .safetensors file.
+/// The folder has no index and no .safetensors file. The message names folders below it that have.
 pub const ST_ERR_FOLDER_EMPTY: st_status = 408;
 /// The folder has several indices, or several files that are not the shards of one checkpoint.
 pub const ST_ERR_FOLDER_AMBIGUOUS: st_status = 409;
@@ -298,11 +299,12 @@ fn status_of(error: &Error) -> st_status {
         },
         Error::IndexMismatch { .. } => ST_ERR_INDEX_MISMATCH,
         Error::ShardMissing { .. } => ST_ERR_SHARD_MISSING,
-        Error::ShardOutside { .. } | Error::ShardReplaced { .. } => ST_ERR_SHARD_OUTSIDE,
+        Error::ShardOutside { .. } => ST_ERR_SHARD_OUTSIDE,
+        Error::TooFewDescriptors { .. } => ST_ERR_IO,
         Error::SameFile { .. } => ST_ERR_SHARD_TWICE,
         Error::DuplicateName { .. } => ST_ERR_DUPLICATE_NAME,
         Error::Folder { source, .. } => match source {
-            FolderError::Empty => ST_ERR_FOLDER_EMPTY,
+            FolderError::Empty | FolderError::OnlyBelow { .. } | FolderError::Unfinished { .. } => ST_ERR_FOLDER_EMPTY,
             FolderError::Ambiguous { .. } => ST_ERR_FOLDER_AMBIGUOUS,
         },
         Error::Budget { .. } => ST_ERR_BUDGET,
@@ -356,6 +358,7 @@ fn status_of_header(error: &HeaderError) -> st_status {
         HeaderError::Size { .. } => ST_ERR_TENSOR_SIZE,
         HeaderError::Truncated { .. } => ST_ERR_TRUNCATED,
         HeaderError::TrailingBytes { .. } => ST_ERR_TRAILING_BYTES,
+        HeaderError::Foreign { source, .. } => status_of_header(source),
         HeaderError::NoMemory { .. } => ST_ERR_NO_MEMORY,
         HeaderError::Internal(_) => ST_ERR_INTERNAL,
     }
@@ -400,6 +403,7 @@ fn status_of_writer(error: &WriterError) -> st_status {
 fn os_error_of(error: &Error) -> i32 {
     let source = match error {
         Error::Storage { source: StorageError::Io { source, .. }, .. }
+        | Error::TooFewDescriptors { source, .. }
         | Error::Writer {
             source:
                 WriterError::NotSynced { source, .. }

@@ -31,14 +31,16 @@ pub const ST_STORAGE_MEMORY: i32 = 3;
 /// st_tensor_read still gives the file's bytes. Costs memory for the pages that are written. (Over a buffer: tensors are copied
 /// when they are first pointed to.)
 pub const ST_OPEN_COPY_ON_WRITE: u32 = 1;
-/// Read all of the file in before st_open returns: into the mapping (before Linux 5.14: into the page cache), where an error of the disk
-/// is reported as ST_ERR_IO rather than raised as SIGBUS later; without a mapping, start reading ahead into the page cache, as st_prefetch does.
+/// Read all of the file in before st_open returns: into the mapping, where an error of the disk is reported as ST_ERR_IO rather than
+/// raised as SIGBUS later. Before Linux 5.14, and where a sandbox refuses the system call, into the page cache. Without a mapping, start
+/// reading ahead into the page cache, as st_prefetch does.
 pub const ST_OPEN_POPULATE: u32 = 2;
 /// Lock the mapping into physical memory. Needs RLIMIT_MEMLOCK, or fails with ST_ERR_IO or ST_ERR_NO_MEMORY; ST_ERR_UNSUPPORTED
 /// where there is no mapping. With ST_OPEN_COPY_ON_WRITE every page becomes a private copy.
 pub const ST_OPEN_LOCK: u32 = 4;
 /// Let symbolic links in the checkpoint's folder lead out of it. Without this they may lead only below the folder, or from a Hugging
-/// Face cache into its store.
+/// Face cache into its store; another process that swaps files and links meanwhile cannot change that. What path itself leads to may lie
+/// anywhere.
 pub const ST_OPEN_FOLLOW_LINKS: u32 = 8;
 
 /// Nothing is verified, unless st_verify is called.
@@ -79,8 +81,9 @@ unsafe impl Options for st_open_options {
     const FIRST_SIZE: usize = 16;
 }
 
-/// Opens a checkpoint: reads the headers of its shards into private memory, several at once, checks them, and maps the files. Nothing
-/// else is read; 100 GB cost no more than 100 MB with as many tensors. Files may be renamed, replaced by rename or unlinked while they
+/// Opens a checkpoint: reads the headers of its shards into private memory, checks them, and maps the files. Nothing else is read; 100 GB
+/// cost no more than 100 MB with as many tensors. Few and small headers are read by the calling thread, others by several threads, which
+/// have ended when the call returns. Files may be renamed, replaced by rename or unlinked while they
 /// are open.
 ///
 /// path: any path that open(2) takes. It leads to
@@ -97,16 +100,20 @@ unsafe impl Options for st_open_options {
 /// options: NULL for the defaults.
 /// out: receives the handle, with one reference that the caller must st_close; NULL on failure.
 ///
-/// Each shard keeps a descriptor open. Files and folders whose names begin with a dot are not looked at.
+/// Each shard keeps a descriptor open, by which it is read when it was renamed or unlinked. Files and folders whose names begin with a dot are not looked at.
 ///
 /// ST_ERR_IO: a file is absent (os_error is ENOENT), not readable (EACCES), or the disk failed; or there are more shards than descriptors
-/// (EMFILE).
+/// (EMFILE; the message has the number and the limit).
 /// ST_ERR_NOT_A_FILE: path, or a shard, is a FIFO, a socket or a device, or a shard is a directory.
 /// ST_ERR_HEADER_* to ST_ERR_TRAILING_BYTES, ST_ERR_TRUNCATED: a file breaks a rule of the format; each has a code of its own.
 /// The rules are those of the reference implementation (github.com/huggingface/safetensors, 0.8), and stricter in that
-/// duplicate names and names with a NUL are refused; ST_ERR_DUPLICATE_NAME also if two shards have the same name.
+/// duplicate names, metadata keys that stand twice in one header, and names and keys with a NUL are refused; ST_ERR_DUPLICATE_NAME also
+/// if two shards have the same name. The message says what a file is that is none of the format, if its start tells: a Git LFS pointer,
+/// an HTML page, a zip archive, zeros.
 /// ST_ERR_INDEX_*: the index is not one, or it and the shards contradict each other.
-/// ST_ERR_SHARD_MISSING, ST_ERR_SHARD_OUTSIDE, ST_ERR_SHARD_TWICE: a shard is not there, or not in the folder, or there twice.
+/// ST_ERR_SHARD_MISSING: shards are not there; the message has the first one's name and the number of the others. Or the index is a
+/// symbolic link that leads nowhere.
+/// ST_ERR_SHARD_OUTSIDE, ST_ERR_SHARD_TWICE: a shard is not in the folder, or there twice.
 /// ST_ERR_FOLDER_EMPTY, ST_ERR_FOLDER_AMBIGUOUS: the folder holds no checkpoint, or more than one.
 /// ST_ERR_CHECKSUM_MISSING, ST_ERR_CHECKSUM_MISMATCH, ST_ERR_CHECKSUM_MALFORMED, ST_ERR_FILE_CHANGED: what the option verify asks for.
 /// ST_ERR_NO_MEMORY: no memory for a header or the index (at most 100 MB each) or the directory.

@@ -147,6 +147,13 @@ pub enum HeaderError {
         /// Size of the file in bytes.
         file_len: u64,
     },
+    /// The file is of another format, or not written: the start of the file says so.
+    Foreign {
+        /// What the file is, and what to do about it.
+        what: String,
+        /// The rule that it breaks.
+        source: Box<HeaderError>,
+    },
     /// There was no memory for the directory.
     NoMemory {
         /// Length of the header in bytes.
@@ -154,6 +161,19 @@ pub enum HeaderError {
     },
     /// A state that cannot happen: a bug in this library.
     Internal(&'static str),
+}
+
+impl HeaderError {
+    /// Whether a file that lacks its end, or all but its length, breaks this rule.
+    pub(crate) fn may_be_cut_off(&self) -> bool {
+        match self {
+            HeaderError::TooSmall { .. } | HeaderError::LengthBeyondFile { .. } | HeaderError::Truncated { .. } => true,
+            HeaderError::Foreign { source, .. } => {
+                source.may_be_cut_off() || matches!(**source, HeaderError::Json { .. })
+            }
+            _ => false,
+        }
+    }
 }
 
 impl Display for HeaderError {
@@ -211,13 +231,15 @@ impl Display for HeaderError {
             ),
             E::Truncated { header_len, data_len, file_len } => write!(
                 f,
-                "the file is cut off: it has {file_len} bytes, its header describes {}",
-                described_len(*header_len, *data_len)
+                "the file is cut off: it has {file_len} bytes, its header describes {}, so that {} are missing",
+                described_len(*header_len, *data_len),
+                described_len(*header_len, *data_len).saturating_sub(u128::from(*file_len))
             ),
             E::TrailingBytes { expected_len, file_len } => write!(
                 f,
                 "the file has {file_len} bytes, its header describes only {expected_len}: the rest belongs to no tensor"
             ),
+            E::Foreign { what, .. } => f.write_str(what),
             E::NoMemory { header_len } => write!(f, "no memory for the directory of a header of {header_len} bytes"),
             E::Internal(what) => write!(f, "a bug in safetensors_lazy, please report it: {what}"),
         }

@@ -13,7 +13,7 @@
 //! names      a seeded hash index over the names of one or more headers; duplicates
 //! ```
 //!
-//! Besides: `encode` (headers and indices to be written), `index` (which shard holds which tensor), `slice` (ranges to runs of bytes), `split` and `layout` (ranks to ranges).
+//! `foreign` says what a file is that has no header. Besides: `encode` (headers and indices to be written), `index` (which shard holds which tensor), `slice` (ranges to runs of bytes), `split` and `layout` (ranks to ranges).
 //!
 //! `strings` stands between serde_json and those who read with it: it unescapes.
 //!
@@ -26,6 +26,7 @@ pub(crate) mod directory;
 mod dtype;
 pub(crate) mod encode;
 mod error;
+pub(crate) mod foreign;
 mod header;
 mod index;
 mod json;

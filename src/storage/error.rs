@@ -72,7 +72,7 @@ impl Display for FileKind {
 impl Display for StorageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StorageError::Io { action, source } => write!(f, "cannot {action}: {source}"),
+            StorageError::Io { action, source } => write!(f, "cannot {action}: {source}{}", LimitOn(source)),
             StorageError::NotAFile(kind) => write!(f, "not a file but {kind}"),
             StorageError::Truncated { offset, len, opened_len } => write!(
                 f,
@@ -83,6 +83,33 @@ impl Display for StorageError {
             StorageError::Unsupported(what) => f.write_str(what),
             StorageError::Internal(what) => write!(f, "a bug in safetensors_lazy, please report it: {what}"),
         }
+    }
+}
+
+/// Which limit on open files was reached, behind a message that says so; else nothing.
+pub(crate) struct LimitOn<'e>(pub(crate) &'e io::Error);
+
+impl Display for LimitOn<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.raw_os_error() {
+            Some(libc::EMFILE) => match descriptor_limit() {
+                Some(limit) => write!(f, ": the limit of this process is {limit} (ulimit -n)"),
+                None => f.write_str(": the limit is that of this process (ulimit -n)"),
+            },
+            Some(libc::ENFILE) => f.write_str(": the limit is that of the system (fs.file-max)"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How many descriptors this process may have; `None` if the system does not tell.
+fn descriptor_limit() -> Option<u64> {
+    let mut limit = std::mem::MaybeUninit::<libc::rlimit64>::uninit();
+    // SAFETY: `limit` has room for what the call writes.
+    match unsafe { libc::getrlimit64(libc::RLIMIT_NOFILE, limit.as_mut_ptr()) } {
+        // SAFETY: getrlimit has succeeded, and so has filled `limit` in.
+        0 => Some(unsafe { limit.assume_init() }.rlim_cur),
+        _ => None,
     }
 }
 

@@ -1,8 +1,10 @@
 //! What lies beneath a file.
 
+use super::pread::Reader;
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 
 /// Whether page faults are a good way to read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,20 @@ impl FileSystem {
         match REMOTE.contains(&magic) {
             true => FileSystem::Remote,
             false => FileSystem::Local,
+        }
+    }
+}
+
+/// The file systems of files that are opened together, which mostly lie on one.
+#[derive(Debug, Default)]
+pub(crate) struct FileSystems(OnceLock<(u64, FileSystem)>);
+
+impl FileSystems {
+    pub(super) fn of(&self, reader: &Reader) -> FileSystem {
+        let device = reader.id().device();
+        match self.0.get_or_init(|| (device, FileSystem::of(reader.file()))) {
+            (known, file_system) if *known == device => *file_system,
+            _ => FileSystem::of(reader.file()),
         }
     }
 }

@@ -56,13 +56,14 @@ impl Mapping {
 
     /// Brings all pages in. An error of the disk is reported here instead of as a SIGBUS later.
     pub(super) fn populate(&self, reader: &Reader) -> Result<(), StorageError> {
-        match self.map.advise(Advice::PopulateRead) {
-            Ok(()) => Ok(()),
-            // Linux before 5.14 does not know it: what can be done there is to bring all of the file into the page cache.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => reader.read_through(),
+        let Err(error) = self.map.advise(Advice::PopulateRead) else { return Ok(()) };
+        match error.raw_os_error() {
+            // Linux before 5.14 does not know it, and filters of system calls may not let it through: what can be done there without the
+            // danger of a SIGBUS is to bring all of the file into the page cache.
+            Some(libc::EINVAL | libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EOPNOTSUPP) => reader.read_through(),
             // What a touch of the page would have raised SIGBUS for: reading tells why.
-            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => reader.read_through(),
-            Err(error) => Err(StorageError::io("populate the mapping", error)),
+            Some(libc::EFAULT | libc::EHWPOISON) => reader.read_through(),
+            _ => Err(StorageError::io("populate the mapping", error)),
         }
     }
 

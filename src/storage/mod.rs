@@ -4,6 +4,8 @@
 //! ([`Storage::read_exact_at`]); a mapping and memory can besides be pointed into ([`Storage::pointer`]). Files that are written are in
 //! `output`.
 
+mod at;
+mod beneath;
 mod buffer;
 mod cached;
 mod direct;
@@ -19,10 +21,13 @@ mod read_ahead;
 mod scatter;
 mod uring;
 
+pub(crate) use beneath::NotInFolder;
 pub(crate) use buffer::{Buffer, Scratch};
 pub(crate) use direct::{Direct, PAGE};
+pub(crate) use error::LimitOn;
 pub use error::{FileKind, StorageError};
-pub(crate) use folder::{Folder, Found, NotInFolder};
+pub(crate) use folder::{Folder, Listing};
+pub(crate) use fs::FileSystems;
 pub use memory::Memory;
 pub(crate) use pread::FileId;
 pub(crate) use read_ahead::ReadAhead;
@@ -33,6 +38,7 @@ pub(crate) use pages::physical_memory;
 
 use mapping::Mapping;
 use pread::Reader;
+use std::fs::File;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::path::Path;
@@ -88,7 +94,15 @@ impl Storage {
     ///
     /// [`StorageError`]: the file is absent, not allowed, or not a regular file; a mapping is asked for and refused.
     pub fn open(path: &Path, options: StorageOptions) -> Result<Storage, StorageError> {
-        let reader = Reader::open(path)?;
+        Storage::of_reader(Reader::open(path)?, options, &FileSystems::default())
+    }
+
+    /// As [`Storage::open`], of a file that is open for reading. What is known of file systems need not be asked for again.
+    pub(crate) fn of_file(file: File, options: StorageOptions, known: &FileSystems) -> Result<Storage, StorageError> {
+        Storage::of_reader(Reader::new(file)?, options, known)
+    }
+
+    fn of_reader(reader: Reader, options: StorageOptions, known: &FileSystems) -> Result<Storage, StorageError> {
         let map = |reader: &Reader| Mapping::new(reader.file(), reader.len(), options.copy_on_write);
         let bytes = match options.kind {
             StorageKind::Memory => return Err(StorageError::Unsupported("a file cannot be opened as memory")),
@@ -97,7 +111,7 @@ impl Storage {
                 Ok(mapping) => Bytes::Mapped(reader, mapping),
                 Err(error) => return Err(StorageError::io("map", error)),
             },
-            StorageKind::Auto if reader.is_remote() => Bytes::Read(reader),
+            StorageKind::Auto if reader.is_remote_by(|reader| known.of(reader)) => Bytes::Read(reader),
             StorageKind::Auto => match map(&reader) {
                 Ok(mapping) => Bytes::Mapped(reader, mapping),
                 Err(_) => Bytes::Read(reader),

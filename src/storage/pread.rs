@@ -1,13 +1,14 @@
 //! A file read at given positions.
 
+use super::at::{self, Status};
 use super::fs::FileSystem;
 use super::{FileKind, StorageError};
-use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::Arc;
@@ -26,6 +27,11 @@ impl FileId {
 
     pub(super) fn new(device: u64, inode: u64) -> FileId {
         FileId { device, inode }
+    }
+
+    /// Stands for the file system that the file lies on.
+    pub(super) fn device(self) -> u64 {
+        self.device
     }
 }
 
@@ -49,24 +55,20 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn open(path: &Path) -> Result<Reader, StorageError> {
-        let refused = |error| StorageError::io("open", error);
-        // Looked at before it is opened, because opening a device can do things; and after, because the path may have changed.
-        check_type(std::fs::metadata(path).map_err(refused)?.file_type())?;
-        // Nor may a FIFO that has just taken the file's place make us wait for a writer.
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-        let open = |flags| OpenOptions::new().read(true).custom_flags(flags).open(path);
-        let file = match open(flags) {
-            // A lease on the file, as file servers take them, is given up while a blocking open waits.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => open(libc::O_NOCTTY),
-            opened => opened,
-        }
-        .map_err(refused)?;
-        let metadata = file.metadata().map_err(refused)?;
-        check_type(metadata.file_type())?;
+        Reader::new(open_regular(
+            || Status::of_path(path).map(|status| status.mode),
+            |flags| at::open_path(path, flags),
+        )?)
+    }
+
+    /// Of a file that is open for reading.
+    pub(super) fn new(file: File) -> Result<Reader, StorageError> {
+        let status = Status::of_file(&file).map_err(|error| StorageError::io("open", error))?;
+        check_type(status.mode)?;
         Ok(Reader {
-            id: FileId::of(&metadata),
-            len: metadata.len(),
-            modified: modified(&metadata),
+            id: status.id,
+            len: status.len,
+            modified: status.modified,
             file: Arc::new(file),
             remote: AtomicU8::new(UNKNOWN),
             reads_around_cache: AtomicBool::new(true),
@@ -87,9 +89,14 @@ impl Reader {
 
     /// Whether the file lies on a network or FUSE file system. Looked up once.
     pub(super) fn is_remote(&self) -> bool {
+        self.is_remote_by(|reader| FileSystem::of(&reader.file))
+    }
+
+    /// The same; `look` finds out the kind of file system.
+    pub(super) fn is_remote_by(&self, look: impl FnOnce(&Reader) -> FileSystem) -> bool {
         match self.remote.load(Ordering::Relaxed) {
             UNKNOWN => {
-                let is_remote = FileSystem::of(&self.file) == FileSystem::Remote;
+                let is_remote = look(self) == FileSystem::Remote;
                 self.remote.store(if is_remote { REMOTE } else { LOCAL }, Ordering::Relaxed);
                 is_remote
             }
@@ -119,8 +126,8 @@ impl Reader {
     ///
     /// [`StorageError::Changed`] if it has another size or time of modification than when it was opened.
     pub(super) fn check_unchanged(&self) -> Result<(), StorageError> {
-        let now = self.file.metadata().map_err(|error| StorageError::io("look at", error))?;
-        match (now.len(), modified(&now)) == (self.len, self.modified) {
+        let now = Status::of_file(&self.file).map_err(|error| StorageError::io("look at", error))?;
+        match (now.len, now.modified) == (self.len, self.modified) {
             true => Ok(()),
             false => Err(StorageError::Changed),
         }
@@ -213,22 +220,39 @@ fn read_around_cache_at(file: &File, dst: &mut [MaybeUninit<u8>], offset: u64) -
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
-/// Whether the kernel, or the file system, does not know a flag of a read.
+/// Whether the kernel, the file system or a filter of system calls refuses a flag of a read.
 fn is_refusal(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::EPERM))
 }
 
-fn modified(metadata: &Metadata) -> (i64, i64) {
-    (metadata.mtime(), metadata.mtime_nsec())
+/// Opens a regular file for reading, and nothing else. `look` gives the mode of what lies where `open`, which is given
+/// flags, will open it.
+pub(super) fn open_regular(
+    look: impl FnOnce() -> io::Result<u32>,
+    open: impl Fn(libc::c_int) -> io::Result<File>,
+) -> Result<File, StorageError> {
+    let refused = |error| StorageError::io("open", error);
+    // Before it is opened, because opening a device can do things; the reader looks again, because another may be there by now.
+    check_type(look().map_err(refused)?)?;
+    // Nor may a FIFO that has just taken the file's place make us wait for a writer.
+    match open(libc::O_NONBLOCK) {
+        // A lease on the file, as file servers take them, is given up while a blocking open waits.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => open(0),
+        opened => opened,
+    }
+    .map_err(refused)
 }
 
-fn check_type(kind: FileType) -> Result<(), StorageError> {
-    Err(StorageError::NotAFile(match () {
-        () if kind.is_file() => return Ok(()),
-        () if kind.is_dir() => FileKind::Folder,
-        () if kind.is_fifo() => FileKind::Fifo,
-        () if kind.is_socket() => FileKind::Socket,
-        () => FileKind::Device,
+/// # Errors
+///
+/// [`StorageError::NotAFile`], unless the mode of a thing says that it is a regular file.
+pub(super) fn check_type(mode: u32) -> Result<(), StorageError> {
+    Err(StorageError::NotAFile(match mode & libc::S_IFMT {
+        libc::S_IFREG => return Ok(()),
+        libc::S_IFDIR => FileKind::Folder,
+        libc::S_IFIFO => FileKind::Fifo,
+        libc::S_IFSOCK => FileKind::Socket,
+        _ => FileKind::Device,
     }))
 }
 

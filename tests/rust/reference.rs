@@ -134,6 +134,7 @@ fn same_refusal(ours: Verdict, source: &HeaderError, file: &[u8]) -> Result<Verd
 
 fn ours(error: &HeaderError) -> Verdict {
     match error {
+        HeaderError::Foreign { source, .. } => ours(source),
         HeaderError::TooSmall { .. } => Verdict::TooSmall,
         HeaderError::TooLarge { .. } => Verdict::TooLarge,
         HeaderError::LengthBeyondFile { .. } => Verdict::Length,
