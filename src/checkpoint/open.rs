@@ -173,6 +173,10 @@ impl Checkpoint {
 
 /// The folder that `path` leads to; `None` if it leads to something else, or nowhere.
 fn folder_at(path: &Path) -> Result<Option<Folder>, StorageError> {
+    // An empty path leads nowhere: only beside an index it means the current directory.
+    if path.as_os_str().is_empty() {
+        return Ok(None);
+    }
     match Folder::open(path) {
         Err(StorageError::Io { source, .. }) if matches!(source.raw_os_error(), Some(libc::ENOTDIR | libc::ENOENT)) => {
             Ok(None)

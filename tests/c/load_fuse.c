@@ -144,6 +144,24 @@ static void latency_is_hidden_by_reading_at_once(void) {
     stop_serving();
 }
 
+/* Few small shards are opened one after another only as long as the storage is quick. */
+static void shards_are_opened_at_once(void) {
+    mount_slow("latency_us=3000");
+    fixture_write_sharded("served/sharded", 0);
+    char path[600];
+    snprintf(path, sizeof(path), "%s/sharded", mountpoint);
+    st_checkpoint *checkpoint;
+    OK(st_open(path, NULL, &checkpoint, &err));
+    CHECK(st_shard_len(checkpoint) == SHARDS);
+    unsigned long long reads;
+    unsigned at_once;
+    reads_so_far(&reads, &at_once);
+    /* The first shard, and then the others together; one request each. */
+    CHECK(reads == SHARDS && at_once == SHARDS - 1);
+    st_close(checkpoint);
+    unmount();
+}
+
 static void bandwidth_is_shared(void) {
     serve("bandwidth=100");
     load_by_each_engine();
@@ -234,6 +252,7 @@ static void the_server_dies(void) {
 static const test_case cases[] = {
     CASE(what_is_served_is_loaded),
     CASE(latency_is_hidden_by_reading_at_once),
+    CASE(shards_are_opened_at_once),
     CASE(bandwidth_is_shared),
     CASE(bytes_that_cannot_be_read),
     CASE(reads_are_short),

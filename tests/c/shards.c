@@ -229,6 +229,7 @@ static void links_out_of_the_folder(void) {
     st_checkpoint *checkpoint;
     FAILS(ST_ERR_SHARD_OUTSIDE, st_open(folder, NULL, &checkpoint, &err));
     SAYS(fixture_shards[1]);
+    SAYS("ST_OPEN_FOLLOW_LINKS");
     CHECK(!checkpoint);
     FAILS(ST_ERR_SHARD_OUTSIDE, st_open(fixture_path_in("linked", fixture_index), NULL, &checkpoint, &err));
     checkpoint = fixture_open_path(folder, ST_STORAGE_AUTO, ST_OPEN_FOLLOW_LINKS);
@@ -343,6 +344,96 @@ static void folder_that_is_no_checkpoint(void) {
     refuses(ST_ERR_FOLDER_EMPTY, folder, "/none");
 }
 
+/* Of several shards that are missing all are counted, and the first one is named. */
+static void missing_shards_are_counted(void) {
+    for (int with_index = 0; with_index < 2; with_index++) {
+        const char *folder = write_sharded(with_index ? "gone_indexed" : "gone", with_index);
+        const char *name = with_index ? "gone_indexed" : "gone";
+        CHECK(unlink(fixture_path_in(name, fixture_shards[1])) == 0);
+        refuses(ST_ERR_SHARD_MISSING, folder, "model-00002-of-00003.safetensors\" is missing");
+        /* What is damaged is of no interest while something is missing. */
+        CHECK(truncate(fixture_path_in(name, fixture_shards[0]), 5) == 0);
+        CHECK(unlink(fixture_path_in(name, fixture_shards[2])) == 0);
+        refuses(ST_ERR_SHARD_MISSING, folder, "model-00002-of-00003.safetensors\" and 1 more are missing");
+    }
+    const char *folder = write_sharded("gone_link", 1), *second = fixture_path_in("gone_link", fixture_shards[1]);
+    CHECK(unlink(second) == 0 && symlink("nowhere", second) == 0);
+    refuses(ST_ERR_SHARD_MISSING, folder, "a symbolic link that leads nowhere");
+}
+
+/* By its directory or by its own path. An index that is not there at all is a file that is not there. */
+static void index_that_leads_nowhere(void) {
+    const char *folder = write_sharded("nowhere", 1), *index = fixture_path_in("nowhere", fixture_index);
+    CHECK(unlink(index) == 0);
+    refuses(ST_ERR_IO, index, fixture_index);
+    CHECK(err.os_error == ENOENT);
+    CHECK(symlink("none.json", index) == 0);
+    refuses(ST_ERR_SHARD_MISSING, folder, "a symbolic link that leads nowhere");
+    refuses(ST_ERR_SHARD_MISSING, index, "a symbolic link that leads nowhere");
+    refuses(ST_ERR_IO, fixture_path_in("no_such_folder", fixture_index), "no_such_folder");
+    CHECK(err.os_error == ENOENT);
+}
+
+/* An index that is named by its path may be a link to wherever. One that was found may not. */
+static void index_that_leads_elsewhere(void) {
+    const char *folder = write_sharded("led", 1), *index = fixture_path_in("led", fixture_index);
+    CHECK(rename(index, fixture_path("led.json")) == 0 && symlink("../led.json", index) == 0);
+    refuses(ST_ERR_SHARD_OUTSIDE, folder, "ST_OPEN_FOLLOW_LINKS");
+    opens(index, with(folder, "/"));
+    st_checkpoint *checkpoint = fixture_open_path(folder, ST_STORAGE_AUTO, ST_OPEN_FOLLOW_LINKS);
+    is_whole(checkpoint, with(folder, "/"));
+    st_close(checkpoint);
+}
+
+static void folder_of_folders(void) {
+    CHECK(mkdir(fixture_path("ranks"), 0755) == 0 && mkdir(fixture_path("ranks/other"), 0755) == 0);
+    refuses(ST_ERR_FOLDER_EMPTY, fixture_path("ranks"), "no .safetensors file");
+    CHECK(!strstr(err.message, "below"));
+    char name[16];
+    for (int i = 0; i < 5; i++) {
+        snprintf(name, sizeof(name), "ranks/rank_%d", i);
+        write_sharded(name, i % 2);
+        refuses(ST_ERR_FOLDER_EMPTY, fixture_path("ranks"), "below it \"rank_0\"");
+        if (i == 0)
+            SAYS("\"rank_0\" has: open that");
+        if (i == 1)
+            SAYS("\"rank_0\" and \"rank_1\" have: open one of these");
+        if (i == 4)
+            SAYS("\"rank_0\", \"rank_1\", \"rank_2\" and 2 more have: open one of these");
+    }
+    /* As in a Hugging Face cache, of which the folder of the model is named instead of the snapshot. */
+    CHECK(mkdir(fixture_path("models--a"), 0755) == 0 && mkdir(fixture_path("models--a/snapshots"), 0755) == 0);
+    write_sharded("models--a/snapshots/0123", 1);
+    refuses(ST_ERR_FOLDER_EMPTY, fixture_path("models--a"), "\"snapshots/0123\" has: open that");
+}
+
+static void download_that_was_not_finished(void) {
+    const char *folder = write_sharded("download", 0);
+    for (size_t i = 0; i < SHARDS; i++)
+        CHECK(unlink(fixture_path_in("download", fixture_shards[i])) == 0);
+    const char *file = fixture_write("download/model.safetensors.incomplete", &fixture_sample);
+    refuses(ST_ERR_FOLDER_EMPTY, folder, "\"model.safetensors.incomplete\" is a download that was not finished");
+    size_t len;
+    free(fixture_slurp(file, &len));
+    static const char *const names[] = {"a.incomplete", "a.part", "a.crdownload", "a.safetensors"};
+    for (size_t i = 0; i < LEN(names); i++) {
+        const char *cut = fixture_path_in("download", names[i]);
+        const struct {
+            off_t len;
+            st_status status;
+        } lengths[] = {{(off_t)len - 1, ST_ERR_TRUNCATED}, {20, ST_ERR_HEADER_LENGTH}, {3, ST_ERR_HEADER_TOO_SMALL}};
+        for (size_t k = 0; k < LEN(lengths); k++) {
+            CHECK(rename(fixture_write("whole", &fixture_sample), cut) == 0);
+            CHECK(truncate(cut, lengths[k].len) == 0);
+            refuses(lengths[k].status, cut, names[i]);
+            CHECK(!strstr(err.message, "not finished") == (i + 1 == LEN(names)));
+        }
+        CHECK(truncate(cut, 0) == 0 && truncate(cut, 100000) == 0);
+        refuses(ST_ERR_HEADER_JSON, cut, "zeros");
+        CHECK(!strstr(err.message, "not finished") == (i + 1 == LEN(names)));
+    }
+}
+
 /* That they have ended when st_open returns is looked at in fault.c: the system may list them for a moment longer. */
 static void opening_leaves_no_threads(void) {
     const char *folder = write_sharded("threads", 1);
@@ -382,6 +473,12 @@ static void open_with_few_descriptors(void) {
         }
         CHECK(status == ST_ERR_IO && err.os_error == EMFILE && !checkpoint);
         CHECK(open_files() == before);
+        char said[64];
+        snprintf(said, sizeof(said), "limit of this process is %d (ulimit -n)", (int)limit);
+        SAYS(said);
+        /* From the shards on it is they that there are too many of. */
+        if (limit > (rlim_t)before + 1)
+            SAYS("3 shards need 3 open files");
         refused++;
     }
     CHECK(!"64 descriptors are enough");
@@ -488,6 +585,11 @@ static const test_case cases[] = {
     CASE(one_shard_truncated),
     CASE(index_that_is_wrong),
     CASE(folder_that_is_no_checkpoint),
+    CASE(missing_shards_are_counted),
+    CASE(index_that_leads_nowhere),
+    CASE(index_that_leads_elsewhere),
+    CASE(folder_of_folders),
+    CASE(download_that_was_not_finished),
     CASE(opening_leaves_no_threads),
     CASE(descriptors_run_out),
     CASE(threads_run_out),

@@ -327,6 +327,8 @@ static void verify_what_is_no_checksum(void) {
         "{\"modelspec.hash_sha256\":\"" DIGITS "\"}",
         "{\"modelspec.hash_sha256\":\"" DIGITS "g\"}",
         "{\"modelspec.hash_sha256\":\"" DIGITS "ff\"}",
+        "{\"sshs_model_hash\":\"None\"}",
+        "{\"sshs_model_hash\":\"" DIGITS "\"}",
         "{\"safetensors_lazy.blake3\":\"\"}",
         "{\"safetensors_lazy.blake3\":\"" DIGITS "f\"}",
         "{\"safetensors_lazy.blake3\":\"" DIGITS "f " DIGITS "f " DIGITS "f\"}",
@@ -360,6 +362,7 @@ static void verify_what_is_no_checksum(void) {
         "{\"crc_num\":\"7\"}",
         "{\"modelspec.hash_sha256\":\"" DIGITS "F\"}",
         "{\"modelspec.hash_sha256\":\"0x" DIGITS "f\"}",
+        "{\"sshs_model_hash\":\"" DIGITS "f\"}",
         "{\"safetensors_lazy.blake3\":\"" DIGITS "f " DIGITS "f\"}",
     };
     for (size_t i = 0; i < LEN(mismatching); i++) {
@@ -372,6 +375,44 @@ static void verify_what_is_no_checksum(void) {
     const fixture file = {&tensor, 1, "{\"modelspec.hash_sha256\":\"\"}", 0};
     st_checkpoint *checkpoint = fixture_open(&file, ST_STORAGE_AUTO, 0);
     FAILS(ST_ERR_CHECKSUM_MISSING, st_verify(checkpoint, NULL, NULL, &err));
+    st_close(checkpoint);
+}
+
+/* The same digest under two keys: whichever there is is compared, and of two that differ one is wrong. */
+static void sha256_under_either_key(void) {
+#define OF_BYTES_0_TO_4 "08bb5e5d6eaac1049ede0893d30ed022b1a4d9b5b48db414871f51c9cb35283d"
+    static const char *const right[] = {
+        "{\"sshs_model_hash\":\"" OF_BYTES_0_TO_4 "\"}",
+        "{\"sshs_model_hash\":\"0x" OF_BYTES_0_TO_4 "\"}",
+        "{\"modelspec.hash_sha256\":\"0x" OF_BYTES_0_TO_4 "\",\"sshs_model_hash\":\"" OF_BYTES_0_TO_4 "\"}",
+        "{\"modelspec.hash_sha256\":\"\",\"sshs_model_hash\":\"" OF_BYTES_0_TO_4 "\"}",
+    };
+    static const char *const wrong[][2] = {
+        {"{\"sshs_model_hash\":\"" DIGITS "f\"}", "sshs_model_hash"},
+        {"{\"modelspec.hash_sha256\":\"" OF_BYTES_0_TO_4 "\",\"sshs_model_hash\":\"" DIGITS "f\"}", "sshs_model_hash"},
+        {"{\"sshs_model_hash\":\"" OF_BYTES_0_TO_4 "\",\"modelspec.hash_sha256\":\"" DIGITS "f\"}", "modelspec.hash_sha256"},
+    };
+    const fixture_tensor tensor = {"t", "U8", "[5]", 5, NULL};
+    st_verify_options options = ST_VERIFY_OPTIONS_INIT;
+    options.checks = ST_CHECK_SHA256;
+    for (size_t i = 0; i < LEN(right) + LEN(wrong); i++) {
+        const bool is_right = i < LEN(right);
+        const fixture file = {&tensor, 1, is_right ? right[i] : wrong[i - LEN(right)][0], 0};
+        st_checkpoint *checkpoint = fixture_open(&file, ST_STORAGE_AUTO, 0);
+        st_verify_report report;
+        if (is_right) {
+            OK(st_verify(checkpoint, &options, &report, &err));
+            CHECK(report.checks == ST_CHECK_SHA256 && report.bad_checks == 0);
+        } else {
+            FAILS(ST_ERR_CHECKSUM_MISMATCH, st_verify(checkpoint, &options, NULL, &err));
+            SAYS(wrong[i - LEN(right)][1]);
+        }
+        st_close(checkpoint);
+    }
+    const fixture none = {&tensor, 1, NULL, 0};
+    st_checkpoint *checkpoint = fixture_open(&none, ST_STORAGE_AUTO, 0);
+    FAILS(ST_ERR_CHECKSUM_MISSING, st_verify(checkpoint, &options, NULL, &err));
+    SAYS("sshs_model_hash");
     st_close(checkpoint);
 }
 
@@ -1071,6 +1112,7 @@ static const test_case cases[] = {
     CASE(verify_counts_bad_tensors),
     CASE(verify_finds_a_changed_header),
     CASE(verify_what_is_no_checksum),
+    CASE(sha256_under_either_key),
     CASE(verify_without_tensors),
     CASE(verify_sha256_of_files),
     CASE(verify_arguments),

@@ -1,11 +1,11 @@
 //! What the headers say, and whether they are themselves what they say.
 
 use super::super::shard::Shard;
+use crate::effort::with_threads_if_worth;
 use crate::error::Error;
 use crate::format::checksum::{header_digest, Stated};
 use crate::format::{ChecksumError, PREFIX_LEN};
 use crate::storage::Scratch;
-use crate::workers::{in_parallel, workers_for};
 
 /// The checksums that a shard carries.
 #[derive(Debug)]
@@ -21,9 +21,15 @@ pub(super) struct Claims {
 ///
 /// [`Error::Checksum`]: a checksum is malformed; [`Error::Storage`]; [`Error::NoMemory`].
 pub(super) fn claims_of_all(shards: &[Shard]) -> Result<Vec<Claims>, Error> {
-    in_parallel(shards.len(), workers_for(shards.len()), |scratch: &mut Scratch, number| {
-        claims_of(shards.get(number).ok_or(Error::Internal { what: "there is no shard of a number" })?, scratch)
-    })
+    let headers = shards.iter().map(Shard::data_start).fold(0, u64::saturating_add);
+    with_threads_if_worth(
+        shards.len(),
+        headers,
+        |_| 0,
+        |scratch: &mut Scratch, number| {
+            claims_of(shards.get(number).ok_or(Error::Internal { what: "there is no shard of a number" })?, scratch)
+        },
+    )
 }
 
 /// # Errors
