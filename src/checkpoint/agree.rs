@@ -19,15 +19,12 @@ pub(super) fn check_index(path: &str, index: &Index, shards: &Shards, names: &Na
     next.extend((0..shards.list().len()).map(|shard| shards.first(shard)));
     for (name, shard) in index.entries() {
         let next = next.get_mut(shard).ok_or(Error::Internal { what: "an index names a shard that was not opened" })?;
-        let expected = *next;
-        let found = match expected < shards.first(shard.saturating_add(1)) && shards.name(expected) == name {
-            true => Some(expected),
-            false => names.find(shards, name),
-        };
+        let is_next = shards.name_in(shard, *next) == Some(name);
+        let found = if is_next { Some(*next) } else { names.find(shards, name) };
         let Some(tensor) = found else {
             return Err(mismatch_or_duplicate(path, index, name, shards, shard, Mismatch::NotInShard));
         };
-        let shard_of_it = shard_of(shards, tensor)?;
+        let shard_of_it = if is_next { shard } else { shard_of(shards, tensor)? };
         if shard_of_it != shard {
             return Err(mismatch_or_duplicate(path, index, name, shards, shard_of_it, Mismatch::InOtherShard));
         }

@@ -60,6 +60,14 @@ impl Shards {
         self.locate(index).map_or(&[], |(shard, _, within)| shard.header.name(within))
     }
 
+    /// The name of tensor `index`, if that is one of this shard's.
+    #[inline]
+    pub(super) fn name_in(&self, shard: usize, index: usize) -> Option<&[u8]> {
+        let header = &self.list.get(shard)?.header;
+        let within = index.checked_sub(*self.first.get(shard)?)?;
+        (within < header.len()).then(|| header.name(within))
+    }
+
     /// The text in which the name of tensor `index` lies.
     #[inline]
     pub(super) fn text(&self, index: usize) -> &[u8] {

@@ -10,8 +10,10 @@
 //! MindSpore also writes the map alone: an object of strings without a `weight_map` that is an object. There, a `metadata` or a
 //! `weight_map` that is a string is a tensor like any other.
 //!
-//! What is not asked for is read as strictly as the rest. Whether a name occurs twice is not looked into here: that takes a table of
+//! What writers write is read by `scan`, and any other form by serde_json. What is not asked for is read as strictly as the rest. Whether a name occurs twice is not looked into here: that takes a table of
 //! all names, and whoever opens the shards has one.
+
+mod scan;
 
 use super::directory::{try_push, NoRoom, Span};
 use super::json::{found_string, Any, Anything};
@@ -215,6 +217,14 @@ impl Draft {
 
 /// The entries of `text`, which may be none.
 fn read(text: &str) -> Result<Draft, IndexError> {
+    match scan::scan(text) {
+        Some(draft) => Ok(draft),
+        None => read_slowly(text),
+    }
+}
+
+/// The same in whatever form.
+fn read_slowly(text: &str) -> Result<Draft, IndexError> {
     let len = text.len() as u64;
     // The names need less room than the text that spells them: with this much, nothing moves while they are kept.
     let mut reader = Reader { len, ..Reader::default() };

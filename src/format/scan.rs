@@ -48,13 +48,14 @@ pub fn scan(text: &[u8]) -> Option<Directory> {
     scanner.rest.iter().all(|byte| *byte == b' ').then_some(directory)
 }
 
-struct Scanner<'a> {
-    rest: &'a [u8],
+/// What is left of a text.
+pub(super) struct Scanner<'a> {
+    pub(super) rest: &'a [u8],
 }
 
 impl<'a> Scanner<'a> {
     #[inline]
-    fn accept(&mut self, token: &[u8]) -> bool {
+    pub(super) fn accept(&mut self, token: &[u8]) -> bool {
         match self.rest.strip_prefix(token) {
             Some(rest) => {
                 self.rest = rest;
@@ -71,7 +72,7 @@ impl<'a> Scanner<'a> {
 
     /// A string without escapes; what it gives is without the quotes.
     #[inline]
-    fn string(&mut self) -> Option<&'a [u8]> {
+    pub(super) fn string(&mut self) -> Option<&'a [u8]> {
         self.expect(b"\"")?;
         let (string, rest) = self.rest.split_at_checked(plain_len(self.rest))?;
         self.rest = rest;
@@ -81,7 +82,7 @@ impl<'a> Scanner<'a> {
 
     /// A non-negative integer as JSON spells it: no sign, no leading zero, at most 64 bits.
     #[inline]
-    fn integer(&mut self) -> Option<u64> {
+    pub(super) fn integer(&mut self) -> Option<u64> {
         let mut rest = self.rest;
         let mut value = 0u64;
         while let Some(digits) = rest.first_chunk().and_then(|word| eight_digits(u64::from_le_bytes(*word))) {

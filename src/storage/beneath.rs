@@ -312,5 +312,5 @@ impl From<StorageError> for NotInFolder {
 /// A name with a NUL, or too long, or below a file, is none that a file can have.
 fn is_no_such_name(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG))
-        || error.kind() == io::ErrorKind::InvalidInput
+        || (error.raw_os_error().is_none() && error.kind() == io::ErrorKind::InvalidInput)
 }
