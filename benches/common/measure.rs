@@ -26,6 +26,11 @@ impl Samples {
         quantile(&self.0, 0.5)
     }
 
+    /// What one in a hundred exceeds.
+    pub fn p99(&self) -> f64 {
+        quantile(&self.0, 0.99)
+    }
+
     /// How many times slower `other` is than this: a ratio for each round, because what slows a machine down slows neighbours alike.
     pub fn ratios(&self, other: &Samples) -> Samples {
         Samples(other.0.iter().zip(&self.0).map(|(theirs, ours)| theirs / ours).collect())

@@ -40,6 +40,15 @@ impl Report {
         );
     }
 
+    /// Ours beside another way, as most of them are and as one in a hundred is.
+    pub fn tails(&mut self, what: &str, ours: &Samples, other: &Samples) {
+        for (which, ours, other) in [("p50", ours.median(), other.median()), ("p99", ours.p99(), other.p99())] {
+            let what = format!("{what}, {which}");
+            println!("  {what:<44}{:>12}{:>12}  {}", time(ours), time(other), times(other / ours));
+            self.keep(&what, json!({ "ours": ours, "reference": other, "ratio": other / ours, "unit": "s" }));
+        }
+    }
+
     /// Ours where the reference has nothing like it.
     pub fn ours(&mut self, what: &str, ours: f64) {
         println!("  {what:<44}{:>12}", time(ours));

@@ -73,6 +73,7 @@ pub(super) fn in_folder(path: &Path, folder: Folder, follow_links: bool) -> Resu
         }
         Err(Refused::Folder(FolderError::Empty)) => Err(Error::Folder { path: text(path), source: why_empty(&folder) }),
         Err(Refused::Folder(source)) => Err(Error::Folder { path: text(path), source }),
+        Err(Refused::NoMemory) => Err(Error::NoMemory),
     }
 }
 
@@ -260,6 +261,7 @@ fn is_of_interest(name: &OsStr) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 enum Refused {
     Folder(FolderError),
+    NoMemory,
     /// The first shard that is not there, and how many others are not.
     Missing {
         shard: String,
@@ -269,14 +271,16 @@ enum Refused {
 
 /// Chooses by names alone: an index; else numbered shards, all of them; else the only file.
 fn choose(names: &[OsString]) -> Result<Choice<'_>, Refused> {
-    let indices: Vec<&OsString> = names.iter().filter(|name| is_index_of_safetensors(name)).collect();
-    match indices[..] {
-        [] => {}
-        [index] => return Ok(Choice::Index(index)),
-        [first, second, ..] => return Err(ambiguous(first, second)),
+    let mut indices = names.iter().filter(|name| is_index_of_safetensors(name));
+    match (indices.next(), indices.next()) {
+        (None, _) => {}
+        (Some(index), None) => return Ok(Choice::Index(index)),
+        (Some(first), Some(second)) => return Err(ambiguous(first, second)),
     }
     let is_file = |name: &&OsString| Path::new(name).extension().is_some_and(|extension| extension == "safetensors");
-    let mut files: Vec<&OsString> = names.iter().filter(is_file).collect();
+    let mut files: Vec<&OsString> = Vec::new();
+    files.try_reserve_exact(names.len()).map_err(|_| Refused::NoMemory)?;
+    files.extend(names.iter().filter(is_file));
     // Beside other files it is the rest of their checkpoint; alone it is one.
     let extra = files.iter().position(|name| *name == MINDSPORE_EXTRA).filter(|_| files.len() > 1);
     let extra = extra.map(|at| files.remove(at));
