@@ -19,13 +19,14 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// number.
 ///
 /// `expected` is what is known beforehand of all the bytes to be read; `bytes` how many were read for an outcome. Each thread has a `S` of
-/// its own.
+/// its own, the calling one `own`.
 ///
 /// # Errors
 ///
 /// Those of `task`, and [`Error::NoMemory`].
 pub(crate) fn with_threads_if_worth<S: Default, T: Send>(
     len: usize,
+    mut own: S,
     expected: u64,
     bytes: impl Fn(&T) -> u64,
     task: impl Fn(&mut S, usize) -> Result<T, Error> + Sync,
@@ -33,7 +34,6 @@ pub(crate) fn with_threads_if_worth<S: Default, T: Send>(
     let mut outcomes = Vec::new();
     outcomes.try_reserve_exact(len).map_err(|_| Error::NoMemory)?;
     let mut effort = Effort::new(expected);
-    let mut own = S::default();
     while outcomes.len() < len {
         let done = outcomes.len();
         let threads = effort.threads(done, len - done);
@@ -107,6 +107,7 @@ mod tests {
         let threads = Mutex::new(HashSet::new());
         let outcomes = with_threads_if_worth(
             len,
+            (),
             expected,
             |_| bytes,
             |_: &mut (), number| {
@@ -154,6 +155,7 @@ mod tests {
         for expected in [0, 8 * WORTH_THREADS] {
             let outcome = with_threads_if_worth(
                 100,
+                (),
                 expected,
                 |()| 0,
                 |_: &mut (), number| match number % 7 {

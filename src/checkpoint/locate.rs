@@ -32,6 +32,8 @@ pub(super) struct Parts {
     /// What was seen in the folder, if it was listed.
     listed: Listing,
     file_systems: FileSystems,
+    /// What the index was read to, for headers to be read to.
+    pub(super) scratch: Scratch,
     follow_links: bool,
     /// Of the index, or else of the folder: what asks for the shards.
     path: PathBuf,
@@ -67,6 +69,7 @@ pub(super) fn in_folder(path: &Path, folder: Folder, follow_links: bool) -> Resu
             folder,
             listed,
             file_systems: FileSystems::default(),
+            scratch: Scratch::default(),
         }),
         Err(Refused::Missing { shard, more }) => {
             Err(Error::ShardMissing { path: text(path), shard, more, dangling: false })
@@ -94,7 +97,8 @@ pub(super) fn at_index(path: &Path, follow_links: bool) -> Result<Parts, Error> 
 }
 
 fn parts_of(folder: Folder, path: PathBuf, name: &Path, file: File, follow_links: bool) -> Result<Parts, Error> {
-    let index = read_index(&path, file)?;
+    let mut scratch = Scratch::default();
+    let index = read_index(&path, file, &mut scratch)?;
     Ok(Parts {
         follow_links,
         names: owned(index.shards().map(OsStr::new))?,
@@ -104,6 +108,7 @@ fn parts_of(folder: Folder, path: PathBuf, name: &Path, file: File, follow_links
         folder,
         listed: Listing::default(),
         file_systems: FileSystems::default(),
+        scratch,
     })
 }
 
@@ -182,13 +187,12 @@ fn owned<'n>(names: impl ExactSizeIterator<Item = &'n OsStr>) -> Result<Vec<OsSt
     Ok(owned)
 }
 
-fn read_index(path: &Path, file: File) -> Result<Index, Error> {
+fn read_index(path: &Path, file: File, scratch: &mut Scratch) -> Result<Index, Error> {
     let refused = |source| storage_error(path, source);
     let options = StorageOptions { kind: StorageKind::Read, ..StorageOptions::default() };
     let storage = Storage::of_file(file, options, &FileSystems::default()).map_err(refused)?;
     let index_error = |source| Error::Index { path: text(path), source };
     index_len(storage.size()).map_err(index_error)?;
-    let mut scratch = Scratch::default();
     Index::parse(scratch.read(&storage, 0, storage.size()).map_err(refused)?).map_err(index_error)
 }
 

@@ -68,7 +68,7 @@ impl Checkpoint {
                 Err(source) => return Err(at_path(source)),
             },
         };
-        Checkpoint::of_parts(&parts, options)
+        Checkpoint::of_parts(parts, options)
     }
 
     /// Opens a safetensors file that is in memory. Its header is copied, its tensors are not.
@@ -98,7 +98,8 @@ impl Checkpoint {
         Checkpoint::over(shards, names, options)
     }
 
-    fn of_parts(parts: &Parts, options: OpenOptions) -> Result<Checkpoint, Error> {
+    fn of_parts(mut parts: Parts, options: OpenOptions) -> Result<Checkpoint, Error> {
+        let scratch = std::mem::take(&mut parts.scratch);
         let hasher = NameHasher::default();
         let files = Files::default();
         let read = |scratch: &mut Scratch, path, storage| {
@@ -115,7 +116,7 @@ impl Checkpoint {
         };
         let expected = parts.index.as_ref().map_or(0, |(_, index)| index.len() as u64 * HEADER_BYTES_PER_TENSOR);
         let header_len = |(shard, _): &(Shard, Vec<u64>)| shard.header.header_len() as u64;
-        let opened = with_threads_if_worth(parts.len(), expected, header_len, open);
+        let opened = with_threads_if_worth(parts.len(), scratch, expected, header_len, open);
         let opened = opened.map_err(|error| parts.explain(error))?;
 
         let mut shards = Vec::new();

@@ -72,7 +72,7 @@ enum Refused {
 }
 
 /// A header of so many bytes is read with its length. Most systems read as much from the disk in any case.
-const FIRST_READ: u64 = 16 * 1024;
+const FIRST_READ: u64 = 8 * 1024;
 
 fn read_header(storage: &Storage, scratch: &mut Scratch) -> Result<Header, Refused> {
     let file_len = storage.size();

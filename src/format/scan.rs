@@ -144,16 +144,16 @@ impl<'a> Scanner<'a> {
 /// How many bytes come before the first quote, backslash or control character (or the end).
 #[inline]
 fn plain_len(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        let special = special_bytes(u64::from_le_bytes(*word));
+    let mut words = bytes.chunks_exact(8);
+    for (number, word) in words.by_ref().enumerate() {
+        let special = word.first_chunk().map_or(0, |word| special_bytes(u64::from_le_bytes(*word)));
         if special != 0 {
-            return at + (special.trailing_zeros() / 8) as usize;
+            return number * 8 + (special.trailing_zeros() / 8) as usize;
         }
-        at += 8;
     }
-    let tail = bytes.get(at..).unwrap_or_default();
-    at + tail.iter().position(|b| matches!(b, b'"' | b'\\' | 0..0x20)).unwrap_or(tail.len())
+    let tail = words.remainder();
+    let plain = tail.iter().position(|b| matches!(b, b'"' | b'\\' | 0..0x20)).unwrap_or(tail.len());
+    bytes.len() - tail.len() + plain
 }
 
 /// Sets the top bit of each byte of `word` that is a quote, a backslash or below 0x20. Bytes above the lowest such byte may be

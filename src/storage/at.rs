@@ -129,7 +129,7 @@ impl At {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
         let directory = open(self.0.as_raw_fd(), c".", flags)?;
         // Aligned as the entries are.
-        let mut room = [0u64; 1024];
+        let mut room = [MaybeUninit::<u64>::uninit(); 1024];
         loop {
             let size = std::mem::size_of_val(&room);
             // SAFETY: the descriptor is open, and the call writes no more than `room` has.
@@ -139,7 +139,7 @@ impl At {
                 Ok(len) => len.min(size),
                 Err(_) => return Err(io::Error::last_os_error().into()),
             };
-            // SAFETY: integers, of which any bytes are initialised ones; no more of them than `room` has.
+            // SAFETY: the call has written so many bytes.
             let mut entries = unsafe { std::slice::from_raw_parts(room.as_ptr().cast::<u8>(), len) };
             while let Some((name, is_file, rest)) = entry(entries) {
                 entries = rest;

@@ -24,6 +24,7 @@ pub(super) fn claims_of_all(shards: &[Shard]) -> Result<Vec<Claims>, Error> {
     let headers = shards.iter().map(Shard::data_start).fold(0, u64::saturating_add);
     with_threads_if_worth(
         shards.len(),
+        Scratch::default(),
         headers,
         |_| 0,
         |scratch: &mut Scratch, number| {

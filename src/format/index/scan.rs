@@ -3,43 +3,54 @@
 //!
 //! An index is read before any shard is opened, by the calling thread: for a small checkpoint this is a good part of opening it.
 
-use super::{Draft, WEIGHT_MAP};
+use super::{Draft, Entry, WEIGHT_MAP};
+use crate::format::directory::{try_push, Span};
 use crate::format::scan::Scanner;
+
+/// An entry takes about this many bytes; a first guess of how many there are.
+const TYPICAL_ENTRY_LEN: usize = 88;
+
+/// The names of so few shards that an index of few bytes needs no more room.
+const ROOM_FOR_SHARDS: usize = 1024;
 
 /// The entries of `text`; `None` when it is not in that form, or there is no memory.
 pub(super) fn scan(text: &str) -> Option<Draft> {
     let mut draft = Draft::default();
-    draft.text.try_reserve_exact(text.len()).ok()?;
+    // Nothing is escaped, so that names lie in the text as it is.
+    draft.text.try_reserve_exact(text.len().checked_add(ROOM_FOR_SHARDS)?).ok()?;
+    draft.text.extend_from_slice(text.as_bytes());
+    draft.entries.try_reserve(text.len() / TYPICAL_ENTRY_LEN).ok()?;
     let mut scanner = Scanner { rest: text.as_bytes() };
     token(&mut scanner, b"{")?;
-    let is_map_alone = match key(&mut scanner)? {
+    let (first, span) = key(&mut scanner, text)?;
+    let is_map_alone = match first {
         b"metadata" => {
-            passed_over(&mut scanner)?;
+            passed_over(&mut scanner, text)?;
             token(&mut scanner, b",")?;
-            if key(&mut scanner)? != WEIGHT_MAP {
+            if key(&mut scanner, text)?.0 != WEIGHT_MAP {
                 return None;
             }
             false
         }
         WEIGHT_MAP => false,
-        first => {
-            entry(&mut scanner, first, &mut draft)?;
+        _ => {
+            entry(&mut scanner, span, &mut draft)?;
             true
         }
     };
     if is_map_alone {
         while accepts(&mut scanner, b",") {
-            let name = key(&mut scanner)?;
+            let (name, span) = key(&mut scanner, text)?;
             if name == WEIGHT_MAP {
                 return None;
             }
-            entry(&mut scanner, name, &mut draft)?;
+            entry(&mut scanner, span, &mut draft)?;
         }
     } else {
         token(&mut scanner, b"{")?;
         loop {
-            let name = key(&mut scanner)?;
-            entry(&mut scanner, name, &mut draft)?;
+            let (_, span) = key(&mut scanner, text)?;
+            entry(&mut scanner, span, &mut draft)?;
             if !accepts(&mut scanner, b",") {
                 break;
             }
@@ -52,29 +63,43 @@ pub(super) fn scan(text: &str) -> Option<Draft> {
 }
 
 /// A shard, and with it the entry of `name`.
-fn entry(scanner: &mut Scanner<'_>, name: &[u8], draft: &mut Draft) -> Option<()> {
+#[inline]
+fn entry(scanner: &mut Scanner<'_>, name: Span, draft: &mut Draft) -> Option<()> {
     skip_space(scanner);
+    // Mostly the same one again, of which is known that it has no escapes.
+    if let Some((shard, span)) = draft.last {
+        let quoted = scanner.rest.get(..span.len as usize + 2).unwrap_or_default();
+        if quoted.get(1..=span.len as usize) == Some(span.of(&draft.text))
+            && quoted.first() == Some(&b'"')
+            && quoted.last() == Some(&b'"')
+        {
+            scanner.rest = scanner.rest.get(quoted.len()..)?;
+            return try_push(&mut draft.entries, Entry { name, shard }).ok();
+        }
+    }
     let shard = scanner.string()?;
-    let name = draft.keep(name).ok()?;
     draft.push(name, shard).ok()
 }
 
-/// A name and the colon behind it.
-fn key<'a>(scanner: &mut Scanner<'a>) -> Option<&'a [u8]> {
+/// A name, where it lies in the text, and the colon behind it.
+#[inline]
+fn key<'a>(scanner: &mut Scanner<'a>, text: &str) -> Option<(&'a [u8], Span)> {
     skip_space(scanner);
+    // Behind the quote.
+    let start = u32::try_from(text.len() - scanner.rest.len() + 1).ok()?;
     let key = scanner.string()?;
     token(scanner, b":")?;
-    Some(key)
+    Some((key, Span { start, len: u32::try_from(key.len()).ok()? }))
 }
 
 /// An object of strings and whole numbers.
-fn passed_over(scanner: &mut Scanner<'_>) -> Option<()> {
+fn passed_over(scanner: &mut Scanner<'_>, text: &str) -> Option<()> {
     token(scanner, b"{")?;
     if accepts(scanner, b"}") {
         return Some(());
     }
     loop {
-        key(scanner)?;
+        key(scanner, text)?;
         skip_space(scanner);
         match scanner.rest.first()? {
             b'"' => scanner.string().map(drop)?,
@@ -86,10 +111,12 @@ fn passed_over(scanner: &mut Scanner<'_>) -> Option<()> {
     }
 }
 
+#[inline]
 fn token(scanner: &mut Scanner<'_>, token: &[u8]) -> Option<()> {
     accepts(scanner, token).then_some(())
 }
 
+#[inline]
 fn accepts(scanner: &mut Scanner<'_>, token: &[u8]) -> bool {
     skip_space(scanner);
     scanner.accept(token)
@@ -97,6 +124,8 @@ fn accepts(scanner: &mut Scanner<'_>, token: &[u8]) -> bool {
 
 #[inline]
 fn skip_space(scanner: &mut Scanner<'_>) {
+    // The indentation of Python's json module inside of a map.
+    scanner.accept(b"\n    ");
     while let Some((b' ' | b'\n' | b'\r' | b'\t', rest)) = scanner.rest.split_first() {
         scanner.rest = rest;
     }
@@ -110,7 +139,7 @@ mod tests {
     type Said = (Vec<(Vec<u8>, Vec<u8>)>, Vec<Vec<u8>>);
 
     fn said(draft: &Draft) -> Said {
-        let string = |span: &crate::format::directory::Span| span.of(&draft.text).to_vec();
+        let string = |span: &Span| span.of(&draft.text).to_vec();
         let shards: Vec<_> = draft.shards.iter().map(string).collect();
         let entry = |entry: &super::super::Entry| (string(&entry.name), shards[entry.shard as usize].clone());
         (draft.entries.iter().map(entry).collect(), shards)
