@@ -6,7 +6,7 @@
 use super::data::{Bounce, Bytes, Data, Piece};
 use super::entries::Source;
 use crate::error::Error;
-use crate::storage::output::{Direct, Temporary, DIRECT_ALIGNMENT};
+use crate::storage::output::{Direct, Order, Temporary, DIRECT_ALIGNMENT};
 use crate::storage::StorageError;
 use crate::task::Task;
 use crate::workers::for_each;
@@ -47,7 +47,7 @@ pub(super) fn fill(data: &Data<'_, '_>, runs: &[Range<u64>], is_large: bool, tas
 
 /// Writes what was streamed: a piece of a tensor, which goes to `start`.
 pub(super) fn stream(file: &Temporary, bytes: &[u8], start: u64) -> Result<(), StorageError> {
-    if bytes.len() < LARGE_PIECE {
+    if bytes.len() < LARGE_PIECE || file.order() != Order::Any {
         return file.write_all_at(bytes, start);
     }
     let range = start..start.saturating_add(bytes.len() as u64);
@@ -100,6 +100,7 @@ fn write(
     assert_eq!(bytes.len() as u64, piece.end - piece.start, "a piece of a file is written whole");
     if let Some(direct) = direct {
         if direct.write_all_at(bytes, piece.start)? {
+            file.touch();
             return Ok(());
         }
     }

@@ -1,7 +1,9 @@
 //! From what was added to files that are complete, and on the disk.
 
+use super::data::Data;
 use super::entries::{Entry, Source};
 use super::fill::{self, Failed};
+use super::in_order::is_in_order;
 use super::layout::{lay_out, Rules};
 use super::shard::Shard;
 use super::{checksums, Stage, Writer, WriterError};
@@ -10,6 +12,7 @@ use crate::quote::excerpt;
 use crate::storage::output::Temporary;
 use crate::storage::StorageError;
 use std::ffi::CStr;
+use std::ops::Range;
 
 impl Writer<'_> {
     /// Fixes where everything lies.
@@ -30,7 +33,10 @@ impl Writer<'_> {
             .map_err(|source| self.error(source))?;
         let (layout, shards) = laid_out;
         self.layout = layout;
-        self.shards = shards.into_iter().map(Shard::new).collect();
+        let mut made = Vec::new();
+        made.try_reserve_exact(shards.len()).map_err(|_| self.error(WriterError::NoMemory))?;
+        made.extend(shards.into_iter().map(Shard::new));
+        self.shards = made;
         Ok(())
     }
 
@@ -79,33 +85,56 @@ impl Writer<'_> {
 
     /// Writes the tensors that were added.
     fn fill(&mut self) -> Result<(), Error> {
-        let (entries, starts, target, task) = (&self.entries, &self.layout.starts, &self.target, &self.options.task);
-        let mut runs = Vec::new();
-        for shard in self.shards.iter().filter(|shard| !shard.is_filled) {
-            let of_shard = shard.data(entries, starts).map(|data| fill::runs(&data)).unwrap_or_else(|| Ok(Vec::new()));
-            runs.push(of_shard.map_err(|source| target.storage_error(source))?);
+        // Of those that are not filled: their numbers, and what is to be written.
+        let mut runs: Vec<(usize, Vec<Range<u64>>)> = Vec::new();
+        runs.try_reserve_exact(self.shards.len()).map_err(|_| self.error(WriterError::NoMemory))?;
+        for number in (0..).zip(&self.shards).filter(|(_, shard)| !shard.is_filled).map(|(number, _)| number) {
+            let of_shard = fill::runs(&self.data(number)?).map_err(|source| self.target.storage_error(source))?;
+            runs.push((number, of_shard));
         }
-        let total = runs.iter().flatten().fold(0u64, |sum, run| sum.saturating_add(run.end - run.start));
+        let total =
+            runs.iter().flat_map(|(_, runs)| runs).fold(0u64, |sum, run| sum.saturating_add(run.end - run.start));
         let hashed = |shard: &Shard| checksums::bytes(self.options.checksums, shard.layout.data_len());
         let hashed = self.shards.iter().map(hashed).fold(total, u64::saturating_add);
-        task.begin(hashed, entries.len() as u64);
-        for (shard, runs) in self.shards.iter_mut().filter(|shard| !shard.is_filled).zip(&runs) {
-            if let Some(data) = shard.data(entries, starts) {
-                fill::fill(&data, runs, total >= fill::LARGE, task).map_err(|failed| match failed {
-                    Failed::Storage(source) => target.storage_error(source),
-                    Failed::Cancelled(cancelled) => cancelled,
-                })?;
+        self.options.task.begin(hashed, self.entries.len() as u64);
+        for (number, runs) in runs {
+            self.fill_shard(number, &runs, total >= fill::LARGE)?;
+            if let Some(shard) = self.shards.get_mut(number) {
+                shard.is_filled = true;
             }
-            shard.is_filled = true;
         }
+        let task = &self.options.task;
         // Those without bytes, and those that were written before.
         let done = task.progress().items_done;
-        task.done(0, (entries.len() as u64).saturating_sub(done))
+        task.done(0, (self.entries.len() as u64).saturating_sub(done))
+    }
+
+    fn fill_shard(&self, number: usize, runs: &[Range<u64>], is_large: bool) -> Result<(), Error> {
+        let data = self.data(number)?;
+        if !is_in_order(&data) {
+            match fill::fill(&data, runs, is_large, &self.options.task) {
+                Ok(()) => return Ok(()),
+                Err(Failed::Cancelled(cancelled)) => return Err(cancelled),
+                // The first write was refused for its position.
+                Err(Failed::Storage(_)) if is_in_order(&data) => {}
+                Err(Failed::Storage(source)) => return Err(self.target.storage_error(source)),
+            }
+        }
+        self.fill_in_order(&data)
+    }
+
+    /// The bytes of a shard that is prepared.
+    pub(super) fn data(&self, number: usize) -> Result<Data<'_, '_>, Error> {
+        let data = self.shards.get(number).and_then(|shard| shard.data(&self.entries, &self.layout.starts));
+        data.ok_or_else(|| self.error(WriterError::Internal("a shard was not prepared")))
     }
 
     fn headers(&self) -> Result<(), Error> {
-        for shard in &self.shards {
-            let Some(data) = shard.data(&self.entries, &self.layout.starts) else { continue };
+        for number in 0..self.shards.len() {
+            let data = self.data(number)?;
+            if is_in_order(&data) && data.file.end() >= data.layout.data_start() {
+                continue;
+            }
             let (checksums, task) = (self.options.checksums, &self.options.task);
             let values = checksums::values(checksums, &data, &self.metadata, &self.target, task)?;
             data.write_header(&self.metadata, &values).map_err(|source| self.target.storage_error(source))?;
@@ -118,8 +147,9 @@ impl Writer<'_> {
         self.mode = self.target.common_mode().map_err(|source| self.target.storage_error(source))?;
         for (number, shard) in self.shards.iter().enumerate() {
             self.options.task.check()?;
-            let Some(file) = &shard.file else { continue };
-            let name = self.target.file_name(number, self.shards.len());
+            let file = shard.file.as_ref().ok_or_else(|| self.error(WriterError::Internal("a shard has no file")))?;
+            let name =
+                self.target.file_name(number, self.shards.len()).map_err(|source| self.target.storage_error(source))?;
             // As late as possible: what is for reading only is harder to tidy up after.
             self.settle(file, &name).map_err(|source| self.target.storage_error(source))?;
             if let Err(source) = self.sync_file(file) {
@@ -138,10 +168,6 @@ impl Writer<'_> {
     }
 
     pub(super) fn sync_file(&self, file: &Temporary) -> Result<(), StorageError> {
-        if self.options.no_sync {
-            Ok(())
-        } else {
-            file.sync()
-        }
+        file.sync(!self.options.no_sync)
     }
 }

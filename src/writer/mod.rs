@@ -8,6 +8,7 @@
 //! shard      a file while it is written
 //! data       its bytes, wherever they are
 //! fill       writing large amounts, several blocks at once
+//! in_order   writing from front to back, where nothing else can be had
 //! checksums  of what was written, for the metadata
 //! finish     from what was added to complete files
 //! plan       from complete files to steps
@@ -21,6 +22,7 @@ mod entries;
 mod error;
 mod fill;
 mod finish;
+mod in_order;
 mod layout;
 mod options;
 mod plan;
@@ -37,8 +39,10 @@ use crate::format::{bits_of, shape_text, Dtype, MAX_HEADER_LEN};
 use crate::quote::excerpt;
 use crate::storage::output::Temporary;
 use crate::storage::StorageError;
+use data::Data;
 use dealer::{Dealer, Refused};
 use entries::{Entries, Metadata, Source};
+use in_order::is_in_order;
 use layout::Layout;
 use shard::Shard;
 use std::ffi::CString;
@@ -92,6 +96,8 @@ pub struct Writer<'d> {
     mode: Option<u32>,
     /// The temporary files of indices, while they are published.
     indices: Vec<Temporary>,
+    /// Whether it is published by way of an index, in this try or an earlier one.
+    is_by_index: bool,
     /// Old shards that no index will name any more.
     obsolete: Vec<CString>,
     /// What a reader finds.
@@ -149,6 +155,7 @@ impl<'d> Writer<'d> {
             shards: Vec::new(),
             mode: None,
             indices: Vec::new(),
+            is_by_index: false,
             obsolete: Vec::new(),
             found: Found::Old,
             has_begun: false,
@@ -207,22 +214,36 @@ impl<'d> Writer<'d> {
     ///
     /// [`Error::Writer`]: no such tensor was declared, or it has no room for so many bytes. [`Error::Storage`]: the disk is full, or
     /// failed.
-    pub fn write(&mut self, name: impl AsRef<[u8]>, data: &[u8]) -> Result<(), Error> {
-        let (tensor, shard, written) = self.expect(name.as_ref(), data.len() as u64).map_err(|e| self.error(e))?;
+    pub fn write(&mut self, name: impl AsRef<[u8]>, piece: &[u8]) -> Result<(), Error> {
+        let (tensor, shard, written) = self.expect(name.as_ref(), piece.len() as u64).map_err(|e| self.error(e))?;
         self.prepare()?;
-        let number = self.layout.numbers.get(shard).copied().unwrap_or(0);
-        let shard = self.shards.get(number).and_then(|shard| shard.data(&self.entries, &self.layout.starts));
-        let place = shard.and_then(|shard| Some((shard.file, shard.place(tensor)?.0.start)));
-        let (file, start) = place.ok_or_else(|| self.error(WriterError::NoMemory))?;
-        fill::stream(file, data, start.saturating_add(written)).map_err(|source| Error::Storage {
+        let internal = || self.error(WriterError::Internal("a tensor has no place in a shard"));
+        let data = self.data(self.layout.numbers.get(shard).copied().ok_or_else(internal)?)?;
+        let start = data.place(tensor).ok_or_else(internal)?.0.start.saturating_add(written);
+        self.stream(&data, piece, start).map_err(|source| Error::Storage {
             path: self.target.path.clone(),
             tensor: self.entries.get(tensor).map(|entry| excerpt(self.entries.name(entry))),
             source,
         })?;
         if let Some(Source::Declared { written }) = self.entries.get_mut(tensor).map(|entry| &mut entry.source) {
-            *written = written.saturating_add(data.len() as u64);
+            *written = written.saturating_add(piece.len() as u64);
         }
         Ok(())
+    }
+
+    fn stream(&self, data: &Data<'_, '_>, piece: &[u8], start: u64) -> Result<(), StorageError> {
+        let was_in_order = is_in_order(data);
+        if was_in_order {
+            self.make_next(data, start)?;
+        }
+        match fill::stream(data.file, piece, start) {
+            // The first write was refused for its position.
+            Err(_) if !was_in_order && is_in_order(data) => {
+                self.make_next(data, start)?;
+                fill::stream(data.file, piece, start)
+            }
+            done => done,
+        }
     }
 
     /// Writes what is left to be written, waits until the disk has it, and puts the checkpoint in its place. After a failure it may

@@ -1,24 +1,26 @@
 //! From complete files under temporary names to a checkpoint, in steps between which a reader, or a crash, finds one whole generation of it.
 //!
-//! One file is renamed over the old one. Several, with an index, cannot be; but the index can, and it names whatever is true:
+//! A file without an index is renamed over the old one. Everything else goes by way of the index, which names whatever is true. It is never
+//! let name a file whose bytes change, and is there for as long as a reader of the folder would find something else without it:
 //!
 //! ```text
-//! several files                                    one file in the place of several
-//!
-//! an index comes to its place that names the       the file comes to its place, by a link and a rename
-//!   temporary files, and lists what it does not
-//! each file gets its own name besides, by a link   an index comes to its place that names it, and lists
-//!   and a rename; old shards go                      what it does not
-//! the index comes to its place                     old shards go
-//! the temporary names go                           the index and the temporary name go
+//! an index comes to its place that names the temporary files, and lists what it does not
+//! each file gets its own name besides, by a link and a rename
+//! old shards go, and a file at the path that shards replace
+//! the index comes to its place; if there is one file, and a reader of the folder finds that, it goes again
+//! the temporary names go
 //! ```
 //!
 //! The folder is synced between the lines. Until the last one each file has its temporary name: so after a failure everything can be done
 //! again from the start, whatever others have done meanwhile.
+//!
+//! Without links files are renamed, for which the index must name none of them: neither as they are called now nor as they will be. If the
+//! current one does (it names shards that are replaced by namesakes, say), there is a moment in which the index names files that are on their
+//! way, and nobody can open it ([`Found::Neither`]).
 
 use super::error::{Found, WriterError};
 use super::target::Target;
-use crate::storage::output::OutputFolder;
+use crate::storage::output::{cannot_link, Lock, OutputFolder};
 use crate::storage::StorageError;
 use std::ffi::{CStr, CString};
 
@@ -36,10 +38,14 @@ pub(super) enum Step {
         to: CString,
     },
     Unlink(CString),
+    /// Others may publish from here on.
+    Unlock,
     /// What is done so far must last before what follows.
     Sync,
     /// As `Unlink`, of what no index names any more: never a reason to fail.
     Tidy(CString),
+    /// As `Tidy`, of an index, if a reader of the folder finds the file without it.
+    Retire(CString),
     /// This is what a reader finds from here on.
     Now(Found),
 }
@@ -74,74 +80,114 @@ pub(super) struct Publication {
 }
 
 impl Publication {
-    /// One file.
+    /// One file, where there is no index.
     pub(super) fn of_one(file: Move) -> Publication {
-        Publication::of(file.step(None).into_iter().chain([Step::Now(Found::New), Step::Sync]))
+        // Whoever waits for the lock need not wait for the disk.
+        Publication::of(file.step(None).into_iter().chain([Step::Now(Found::New), Step::Unlock, Step::Sync]))
     }
 
-    /// One file in the place of several. `between` is an index that names it, `old` are their shards.
-    pub(super) fn of_one_for_several(
-        file: Move,
-        by: Option<CString>,
-        between: CString,
-        index: CString,
-        old: Vec<CString>,
-    ) -> Publication {
-        let first = file.step(by).into_iter().chain([Step::Now(Found::New), Step::Sync]);
-        let second = [Step::Rename { from: between, to: index.clone() }, Step::Sync];
-        let third = old.into_iter().map(Step::Tidy).chain([Step::Sync]);
-        Publication::of(first.chain(second).chain(third).chain([Step::Unlink(index), Step::Sync]))
+    /// Files that can have two names. `links` are names for the time between; `between` is an index that names the temporary files.
+    pub(super) fn by_links(files: Vec<Move>, links: Vec<CString>, between: CString, end: End) -> Publication {
+        let first = [Step::Rename { from: between, to: end.index.clone() }, Step::Now(Found::New), Step::Sync];
+        let second = files.into_iter().zip(links).filter_map(|(file, by)| file.step(Some(by))).chain([Step::Sync]);
+        Publication::of(first.into_iter().chain(second).chain(end.steps()))
     }
 
-    /// Several files. `links` are names for the time between, `between` is an index that names the temporary files.
-    pub(super) fn of_several(
-        files: Vec<Move>,
-        links: Vec<CString>,
-        between: CString,
-        index: Move,
-        old: Vec<CString>,
-    ) -> Publication {
-        let first = [Step::Rename { from: between, to: index.to.clone() }, Step::Now(Found::New), Step::Sync];
-        let second = files.into_iter().zip(links).filter_map(|(file, by)| file.step(Some(by)));
-        let third = old.into_iter().map(Step::Tidy).chain([Step::Sync]);
-        let last = [Step::Rename { from: index.from, to: index.to }, Step::Sync];
-        Publication::of(first.into_iter().chain(second).chain(third).chain(last))
+    /// Files that cannot have two names, where a reader does not see that they get theirs: no index names them, and it stays.
+    pub(super) fn by_renames_unseen(files: Vec<Move>, announced: Option<CString>, end: End) -> Publication {
+        let index = &end.index;
+        let first = announced.map(|from| Step::Rename { from, to: index.clone() });
+        let first = first.into_iter().flat_map(|step| [step, Step::Sync]).collect::<Vec<_>>();
+        let second = files.into_iter().filter_map(|file| file.step(None)).chain([Step::Sync]).collect::<Vec<_>>();
+        Publication::of(first.into_iter().chain(second).chain(end.steps()))
     }
 
-    /// Several files, where a file cannot have two names. If there are others of these names, there is no index between the first step and
-    /// the last: a crash there leaves the checkpoint in pieces.
-    pub(super) fn of_several_without_links(
-        files: Vec<Move>,
-        index: Move,
-        old: Vec<CString>,
-        replaces: bool,
-    ) -> Publication {
-        let gone = [Step::Unlink(index.to.clone()), Step::Now(Found::Neither), Step::Sync];
-        let first = gone.into_iter().filter(|_| replaces);
+    /// One such file in the place of the only one that the index names: without the index either of them is a checkpoint.
+    pub(super) fn by_rename_without_index(file: Move, index: CString) -> Publication {
+        let first = [Step::Unlink(index), Step::Sync];
+        let second = file.step(None).into_iter().chain([Step::Now(Found::New), Step::Sync]);
+        Publication::of(first.into_iter().chain(second))
+    }
+
+    /// Such files, where the index names some of what they replace. `between` is an index that names the temporary files: while they leave
+    /// these names nobody can open it, rather than open some of each.
+    pub(super) fn by_renames_seen(files: Vec<Move>, between: CString, end: End) -> Publication {
+        let first = [
+            Step::Rename { from: between, to: end.index.clone() },
+            Step::Now(Found::New),
+            Step::Sync,
+            Step::Now(Found::Neither),
+        ];
         let second = files.into_iter().filter_map(|file| file.step(None)).chain([Step::Sync]);
-        let last = [Step::Rename { from: index.from, to: index.to }, Step::Now(Found::New), Step::Sync];
-        Publication::of(first.chain(second).chain(last).chain(old.into_iter().map(Step::Tidy)))
+        Publication::of(first.into_iter().chain(second).chain(end.steps()))
     }
 
     fn of(steps: impl Iterator<Item = Step>) -> Publication {
         Publication { steps: steps.collect() }
     }
 
-    /// Goes through the steps. `found` is always what a reader finds.
-    pub(super) fn run(&self, folder: &OutputFolder, sync: bool, found: &mut Found) -> Result<(), Halt> {
+    /// Goes through the steps. `found` is always what a reader finds; `lock` is of the folder.
+    pub(super) fn run(
+        &self,
+        target: &Target,
+        sync: bool,
+        found: &mut Found,
+        lock: &mut Option<Lock>,
+    ) -> Result<(), Halt> {
+        let folder = &target.folder;
         for step in &self.steps {
             match step {
                 // What is no file must not be replaced, also if it has come only now.
                 Step::Rename { from, to } => folder.find(to).and_then(|_| folder.rename(from, to))?,
                 Step::Place { from, by, to } => place(folder, from, by, to)?,
                 Step::Unlink(name) => folder.unlink(name)?,
+                Step::Unlock => drop(lock.take()),
                 Step::Sync if sync => folder.sync().map_err(Halt::Sync)?,
                 Step::Sync => {}
                 Step::Tidy(name) => drop(folder.unlink(name)),
+                Step::Retire(_) if target.needs_index() => {}
+                Step::Retire(index) => drop(folder.unlink(index)),
                 Step::Now(now) => *found = *now,
             }
         }
         Ok(())
+    }
+}
+
+/// How a publication by an index ends, when all files have their names.
+#[derive(Debug)]
+pub(super) struct End {
+    /// The name of the index.
+    pub(super) index: CString,
+    /// An index that names the files, and lists what is still to be removed. Not needed if the index names them already, or if there is
+    /// nothing.
+    pub(super) listing: Option<CString>,
+    /// The file at the path, if it is none of the new ones. It must go, or a reader of the path would find it beside the index.
+    pub(super) outdated: Option<CString>,
+    /// Old shards.
+    pub(super) old: Vec<CString>,
+    /// The index that names the files and nothing else.
+    pub(super) last: CString,
+    /// Whether even that one goes, if it can be done without.
+    pub(super) is_one: bool,
+}
+
+impl End {
+    fn steps(self) -> impl Iterator<Item = Step> {
+        let End { index, listing, outdated, old, last, is_one } = self;
+        let comes = |from| Step::Rename { from, to: index.clone() };
+        let first = listing.map(|from| [comes(from), Step::Now(Found::New), Step::Sync]);
+        let removals = outdated.map(Step::Unlink).into_iter().chain(old.into_iter().map(Step::Tidy));
+        let mut removals: Vec<Step> = removals.collect();
+        if !removals.is_empty() {
+            removals.push(Step::Sync);
+        }
+        let last = [comes(last), Step::Now(Found::New), Step::Sync];
+        // Where nothing can be removed it stays, and is true.
+        let gone = is_one.then(|| [Step::Retire(index.clone()), Step::Sync]);
+        let first: Vec<Step> = first.into_iter().flatten().collect();
+        let gone: Vec<Step> = gone.into_iter().flatten().collect();
+        first.into_iter().chain(removals).chain(last).chain(gone)
     }
 }
 
@@ -171,30 +217,18 @@ impl From<StorageError> for Halt {
 
 /// Whether files of this folder can have two names: tried with one of them.
 pub(super) fn can_link(target: &Target, file: &CStr) -> Result<bool, StorageError> {
-    let link = target.temporaries.next();
+    #[cfg(test)]
+    if tests::NO_LINKS.get() {
+        return Ok(false);
+    }
+    let link = target.temporaries.next()?;
     match target.folder.link(file, &link) {
         Ok(()) => {
             // If not, it is left to the next writer.
             let _ = target.folder.unlink(&link);
             Ok(true)
         }
-        // What file systems say that have no links, or whose rules forbid this one.
-        Err(StorageError::Io { source, .. })
-            if matches!(
-                source.raw_os_error(),
-                Some(
-                    libc::EPERM
-                        | libc::EACCES
-                        | libc::ENOSYS
-                        | libc::EOPNOTSUPP
-                        | libc::EINVAL
-                        | libc::EMLINK
-                        | libc::EXDEV
-                )
-            ) =>
-        {
-            Ok(false)
-        }
+        Err(StorageError::Io { source, .. }) if cannot_link(&source) => Ok(false),
         Err(error) => Err(error),
     }
 }

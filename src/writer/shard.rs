@@ -4,7 +4,7 @@ use super::data::Data;
 use super::entries::{Entries, Metadata};
 use super::layout::ShardLayout;
 use super::target::Target;
-use crate::storage::output::Temporary;
+use crate::storage::output::{Order, Temporary};
 use crate::storage::StorageError;
 use std::io::{self, Write};
 
@@ -110,7 +110,11 @@ impl Write for From0<'_> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if let Err(error) = self.file.write_all_at(&self.held, self.position) {
+        let written = match self.file.order() {
+            Order::Any => self.file.write_all_at(&self.held, self.position),
+            _ => self.file.append(&self.held, self.position),
+        };
+        if let Err(error) = written {
             self.failed = Some(error);
             return Err(io::ErrorKind::Other.into());
         }

@@ -1,7 +1,7 @@
 //! What the files of a checkpoint are called, and the folder that they go to.
 
 use crate::error::Error;
-use crate::format::{unnamed, Index, IndexError, MAX_INDEX_LEN};
+use crate::format::{header_len, unnamed, Header, Index, IndexError, MAX_INDEX_LEN, PREFIX_LEN};
 use crate::storage::output::{remove_leftovers, Existing, OutputFolder, TemporaryNames};
 use crate::storage::StorageError;
 use std::ffi::{CStr, CString};
@@ -18,6 +18,8 @@ const DIGITS: usize = 5;
 /// What an index says of files.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Indexed {
+    /// Whether it could be understood. Otherwise it may name anything.
+    pub(super) is_known: bool,
     /// Those that it names, in byte order.
     pub(super) named: Vec<CString>,
     /// Those that its writer had still to put in place, or to remove: all are called like shards of this checkpoint.
@@ -36,6 +38,8 @@ pub(super) struct Target {
     stem: Vec<u8>,
     /// Whether there may be several files, and an index.
     is_sharded: bool,
+    /// Whether an index could name the file. Where it cannot, no index is of its checkpoint.
+    is_utf8: bool,
     pub(super) temporaries: TemporaryNames,
 }
 
@@ -67,13 +71,14 @@ impl Target {
             folder,
             stem: name.strip_suffix(END).filter(|stem| !stem.is_empty()).unwrap_or(name).to_owned(),
             is_sharded,
+            is_utf8: std::str::from_utf8(name).is_ok(),
             temporaries: TemporaryNames::of(name),
             name: c_name,
         };
         target.folder.find(&target.name).map_err(storage)?;
         if is_sharded {
-            target.folder.find(&target.index_name()).map_err(storage)?;
-            target.folder.find(&target.shard_name(0, 1)).map_err(storage)?;
+            target.index_name().and_then(|name| target.folder.find(&name)).map_err(storage)?;
+            target.shard_name(0, 1).and_then(|name| target.folder.find(&name)).map_err(storage)?;
         }
         target.remove_leftovers();
         Ok(target)
@@ -82,30 +87,42 @@ impl Target {
     /// Removes what writers of the same checkpoint have left behind that have died; but not what an index names that one of them has put
     /// in place.
     pub(super) fn remove_leftovers(&self) {
-        remove_leftovers(&self.folder, &self.temporaries, || Ok(self.indexed()?.named));
+        remove_leftovers(&self.folder, &self.temporaries, || Ok(self.indexed()?.unwrap_or_default().named));
     }
 
     /// What file `number` of `len` is called.
-    pub(super) fn file_name(&self, number: usize, len: usize) -> CString {
+    pub(super) fn file_name(&self, number: usize, len: usize) -> Result<CString, StorageError> {
         match len {
-            1 => self.name.clone(),
+            1 => Ok(self.name.clone()),
             _ => self.shard_name(number, len),
         }
     }
 
     /// The name of shard `number` of `len`.
-    pub(super) fn shard_name(&self, number: usize, len: usize) -> CString {
+    pub(super) fn shard_name(&self, number: usize, len: usize) -> Result<CString, StorageError> {
         self.named(format!("-{:0DIGITS$}-of-{len:0DIGITS$}", number + 1).as_bytes(), b"")
     }
 
     /// The name of the index.
-    pub(super) fn index_name(&self) -> CString {
+    pub(super) fn index_name(&self) -> Result<CString, StorageError> {
         self.named(b"", b".index.json")
     }
 
-    fn named(&self, number: &[u8], end: &[u8]) -> CString {
-        // There is no NUL in any part.
-        CString::new([&self.stem, number, END, end].concat()).unwrap_or_default()
+    fn named(&self, number: &[u8], end: &[u8]) -> Result<CString, StorageError> {
+        CString::new([&self.stem, number, END, end].concat())
+            .map_err(|_| StorageError::Internal("the name of an output has a NUL"))
+    }
+
+    /// Whether a reader of the folder finds the file by an index only: because it is not called like a checkpoint, or because there are
+    /// others beside it that are.
+    pub(super) fn needs_index(&self) -> bool {
+        let is_listed = |name: &CStr| name.to_bytes().ends_with(END) && !name.to_bytes().starts_with(b".");
+        if self.name.to_bytes().starts_with(b".") {
+            // Readers of folders see neither.
+            return false;
+        }
+        let others = self.folder.names(|name| is_listed(name) && name != self.name.as_c_str());
+        !is_listed(&self.name) || !others.is_ok_and(|others| others.is_empty())
     }
 
     /// Whether a file is called like a shard of this checkpoint.
@@ -120,22 +137,58 @@ impl Target {
         })
     }
 
-    /// What the index on the disk says. Nothing if there is none, or none that can be understood.
-    pub(super) fn indexed(&self) -> Result<Indexed, StorageError> {
-        let Some(text) = self.folder.read(&self.index_name(), MAX_INDEX_LEN)? else { return Ok(Indexed::default()) };
+    /// What is at the place of the index. What is no file is in nobody's way who writes a single one.
+    fn find_index(&self) -> Result<Option<Existing>, StorageError> {
+        if !self.is_utf8 {
+            return Ok(None);
+        }
+        match self.folder.find(&self.index_name()?) {
+            Err(StorageError::NotAFile(_)) if !self.is_sharded => Ok(None),
+            // Its name is longer than the file's.
+            Err(StorageError::Io { source, .. })
+                if !self.is_sharded && source.raw_os_error() == Some(libc::ENAMETOOLONG) =>
+            {
+                Ok(None)
+            }
+            found => found,
+        }
+    }
+
+    /// What the index on the disk says; `None` if there is none.
+    pub(super) fn indexed(&self) -> Result<Option<Indexed>, StorageError> {
+        match self.find_index()? {
+            None => return Ok(None),
+            Some(Existing::Link) => return Ok(Some(Indexed::default())),
+            Some(Existing::File { .. }) => {}
+        }
+        let Some(text) = self.folder.read(&self.index_name()?, MAX_INDEX_LEN)? else {
+            return Ok(Some(Indexed::default()));
+        };
         let index = match Index::parse(&text) {
             Ok(index) => index,
             Err(IndexError::NoMemory { len }) => return Err(StorageError::NoMemory { nbytes: len }),
             Err(IndexError::Internal(what)) => return Err(StorageError::Internal(what)),
-            Err(_) => return Ok(Indexed::default()),
+            Err(_) => return Ok(Some(Indexed::default())),
         };
-        let named = index.shards().filter_map(|name| CString::new(name).ok());
+        // A name with a NUL, or longer than any path, is none of a file's.
+        let c_name = |name: &str| CString::new(Some(name).filter(|name| name.len() <= libc::PATH_MAX as usize)?).ok();
+        let named = listed(index.shards().filter_map(c_name))?;
         let unnamed = unnamed(&text).map_err(|error| match error {
             IndexError::Internal(what) => StorageError::Internal(what),
             _ => StorageError::NoMemory { nbytes: text.len() as u64 },
         })?;
-        let unnamed = unnamed.into_iter().filter_map(|name| CString::new(name).ok());
-        Ok(Indexed { named: listed(named)?, unnamed: listed(unnamed.filter(|name| self.is_shard(name)))? })
+        let unnamed = listed(unnamed.iter().filter_map(|name| c_name(name)).filter(|name| self.is_shard(name)))?;
+        Ok(Some(Indexed { is_known: true, named, unnamed }))
+    }
+
+    /// The header of the file that is at the path now. `None` if there is none, or nothing that a reader would take for one.
+    pub(super) fn header(&self) -> Result<Option<Header>, StorageError> {
+        let prefix = self.folder.read_start(&self.name, PREFIX_LEN as u64)?;
+        let Some((len, prefix)) = prefix else { return Ok(None) };
+        let Ok(text_len) = header_len(&prefix, len) else { return Ok(None) };
+        let read = self.folder.read_start(&self.name, (PREFIX_LEN + text_len) as u64)?;
+        let text = read.as_ref().and_then(|(_, bytes)| bytes.get(PREFIX_LEN..));
+        Ok(text.and_then(|text| Header::parse(text).ok()))
     }
 
     /// The permissions of the regular file of a name, if there is one.
@@ -152,9 +205,14 @@ impl Target {
             let modes = names.iter().filter_map(|name| self.mode_of(name).ok().flatten());
             of.into_iter().chain(modes).reduce(|a, b| a & b)
         };
-        let index = if self.is_sharded { self.mode_of(&self.index_name())? } else { None };
+        let index = match self.find_index()? {
+            Some(Existing::File { mode, .. }) => Some(mode),
+            Some(Existing::Link) | None => None,
+        };
         if index.is_some() {
-            return Ok(common(index, &self.indexed()?.named));
+            let mut named = self.indexed()?.unwrap_or_default().named;
+            named.push(self.name.clone());
+            return Ok(common(index, &named));
         }
         let single = self.mode_of(&self.name)?;
         if single.is_some() || !self.is_sharded {
@@ -190,10 +248,13 @@ mod tests {
     #[test]
     fn names_are_those_of_hugging_face() {
         let model = target("model.safetensors");
-        assert_eq!(model.shard_name(0, 12), c"model-00001-of-00012.safetensors".to_owned());
-        assert_eq!(model.index_name(), c"model.safetensors.index.json".to_owned());
-        assert_eq!(target("model").shard_name(1, 2), c"model-00002-of-00002.safetensors".to_owned());
-        assert_eq!(target(".safetensors").shard_name(1, 2), c".safetensors-00002-of-00002.safetensors".to_owned());
+        assert_eq!(model.shard_name(0, 12).unwrap(), c"model-00001-of-00012.safetensors".to_owned());
+        assert_eq!(model.index_name().unwrap(), c"model.safetensors.index.json".to_owned());
+        assert_eq!(target("model").shard_name(1, 2).unwrap(), c"model-00002-of-00002.safetensors".to_owned());
+        assert_eq!(
+            target(".safetensors").shard_name(1, 2).unwrap(),
+            c".safetensors-00002-of-00002.safetensors".to_owned()
+        );
     }
 
     #[test]

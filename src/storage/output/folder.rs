@@ -1,6 +1,8 @@
 //! The folder of an output, by descriptor.
 
 use super::lock::Lock;
+use super::refused::{cannot_sync, is_refused};
+use crate::process::Process;
 use crate::storage::pread::FileId;
 use crate::storage::{FileKind, StorageError};
 use std::ffi::{CStr, CString};
@@ -15,7 +17,11 @@ const PERMISSIONS: u32 = 0o777;
 
 /// A folder that files are made in. All names are those of files in it.
 #[derive(Debug)]
-pub(crate) struct OutputFolder(File);
+pub(crate) struct OutputFolder {
+    folder: File,
+    /// Whose temporary files lie here: a child of that process has a copy of everything, and nothing to tidy up.
+    process: Process,
+}
 
 /// What is found under a name. Symbolic links are not followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,29 +41,45 @@ impl OutputFolder {
     pub(crate) fn open(path: &CStr) -> Result<OutputFolder, StorageError> {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
         let file = open(libc::AT_FDCWD, path, flags, 0).map_err(|error| StorageError::io("open the folder", error))?;
-        Ok(OutputFolder(file))
+        let process = Process::this().ok_or(StorageError::NoMemory { nbytes: size_of::<Process>() as u64 })?;
+        Ok(OutputFolder { folder: file, process })
+    }
+
+    /// Whether the process that runs is the one that opened the folder, and no child of it.
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.process.is_this()
     }
 
     /// Opens a file, or makes one, as the flags say.
     pub(super) fn open_file(&self, name: &CStr, flags: libc::c_int, mode: u32) -> io::Result<File> {
-        open(self.0.as_raw_fd(), name, flags | libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NOCTTY, mode)
+        open(self.folder.as_raw_fd(), name, flags | libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NOCTTY, mode)
     }
 
     /// Reads a file whole; `None` if there is none. No more than `most` bytes, and none that is not regular.
     pub(crate) fn read(&self, name: &CStr, most: u64) -> Result<Option<Vec<u8>>, StorageError> {
+        match self.open_to_read(name)? {
+            Some((file, len)) if len <= most => Ok(Some(read(file, len)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The first bytes of a file, `most` of them if there are as many, and the length of all of it; `None` if there is none, or none that
+    /// is regular.
+    pub(crate) fn read_start(&self, name: &CStr, most: u64) -> Result<Option<(u64, Vec<u8>)>, StorageError> {
+        match self.open_to_read(name)? {
+            Some((file, len)) => Ok(Some((len, read(file, len.min(most))?))),
+            None => Ok(None),
+        }
+    }
+
+    fn open_to_read(&self, name: &CStr) -> Result<Option<(File, u64)>, StorageError> {
         if !matches!(self.find(name)?, Some(Existing::File { .. })) {
             return Ok(None);
         }
         let refused = |error| StorageError::io("read", error);
         let file = self.open_file(name, libc::O_RDONLY | libc::O_NONBLOCK, 0).map_err(refused)?;
         let len = file.metadata().map_err(refused)?.len();
-        if len > most {
-            return Ok(None);
-        }
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len as usize).map_err(|_| StorageError::NoMemory { nbytes: len })?;
-        io::Read::read_to_end(&mut io::Read::take(file, len), &mut bytes).map_err(refused)?;
-        Ok(Some(bytes))
+        Ok(Some((file, len)))
     }
 
     /// What there is of that name; `None` if nothing.
@@ -68,8 +90,9 @@ impl OutputFolder {
     pub(crate) fn find(&self, name: &CStr) -> Result<Option<Existing>, StorageError> {
         let mut stat = MaybeUninit::<libc::stat64>::uninit();
         // SAFETY: the descriptor is open, the name ends with a NUL, and `stat` has room for what the call writes.
-        let done =
-            unsafe { libc::fstatat64(self.0.as_raw_fd(), name.as_ptr(), stat.as_mut_ptr(), libc::AT_SYMLINK_NOFOLLOW) };
+        let done = unsafe {
+            libc::fstatat64(self.folder.as_raw_fd(), name.as_ptr(), stat.as_mut_ptr(), libc::AT_SYMLINK_NOFOLLOW)
+        };
         if let Err(error) = checked(done) {
             return match error.raw_os_error() {
                 Some(libc::ENOENT) => Ok(None),
@@ -92,15 +115,22 @@ impl OutputFolder {
     }
 
     pub(crate) fn rename(&self, from: &CStr, to: &CStr) -> Result<(), StorageError> {
-        let folder = self.0.as_raw_fd();
+        let folder = self.folder.as_raw_fd();
         // SAFETY: the descriptor is open, and the names end with NULs.
-        checked(unsafe { libc::renameat(folder, from.as_ptr(), folder, to.as_ptr()) })
-            .map_err(|error| StorageError::io("rename", error))
+        checked(unsafe { libc::renameat(folder, from.as_ptr(), folder, to.as_ptr()) }).map_err(|error| {
+            // EACCES and EPERM are also those of a folder that is somebody else's.
+            let is_impossible = error.raw_os_error() == Some(libc::EEXIST) || is_refused(&error);
+            let action = match is_impossible && error.raw_os_error() != Some(libc::EACCES) {
+                true => "rename: this file system, or a sandbox, does not let a file be replaced atomically",
+                false => "rename",
+            };
+            StorageError::io(action, error)
+        })
     }
 
     /// Gives a file a second name.
     pub(crate) fn link(&self, from: &CStr, to: &CStr) -> Result<(), StorageError> {
-        let folder = self.0.as_raw_fd();
+        let folder = self.folder.as_raw_fd();
         // SAFETY: the descriptor is open, and the names end with NULs.
         checked(unsafe { libc::linkat(folder, from.as_ptr(), folder, to.as_ptr(), 0) })
             .map_err(|error| StorageError::io("link", error))
@@ -109,7 +139,7 @@ impl OutputFolder {
     /// Takes a name away. That there is none is fine.
     pub(crate) fn unlink(&self, name: &CStr) -> Result<(), StorageError> {
         // SAFETY: the descriptor is open, and the name ends with a NUL.
-        match checked(unsafe { libc::unlinkat(self.0.as_raw_fd(), name.as_ptr(), 0) }) {
+        match checked(unsafe { libc::unlinkat(self.folder.as_raw_fd(), name.as_ptr(), 0) }) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(StorageError::io("unlink", error)),
             _ => Ok(()),
         }
@@ -117,9 +147,9 @@ impl OutputFolder {
 
     /// Makes what was done to names last.
     pub(crate) fn sync(&self) -> Result<(), StorageError> {
-        match self.0.sync_all() {
+        match self.folder.sync_all() {
             // Some file systems cannot sync folders, and need not.
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP)) => {
+            Err(error) if !cannot_sync(&error) && error.raw_os_error() != Some(libc::EROFS) => {
                 Err(StorageError::io("sync the folder", error))
             }
             _ => Ok(()),
@@ -135,10 +165,10 @@ impl OutputFolder {
     }
 
     fn open_again(&self) -> io::Result<File> {
-        open(self.0.as_raw_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC, 0)
+        open(self.folder.as_raw_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC, 0)
     }
 
-    /// The names that are `wanted`.
+    /// The names that are `wanted`, all of them.
     pub(crate) fn names(&self, wanted: impl Fn(&CStr) -> bool) -> io::Result<Vec<CString>> {
         let own = self.open_again()?;
         // SAFETY: an open descriptor of a folder, which the stream takes over if there is one.
@@ -148,23 +178,38 @@ impl OutputFolder {
         }
         std::mem::forget(own);
         let mut names = Vec::new();
-        loop {
+        let outcome = loop {
+            // SAFETY: this thread's own; 0 tells the end of the list from an error.
+            unsafe { *libc::__errno_location() = 0 };
             // SAFETY: the stream is open.
             let entry = unsafe { libc::readdir64(stream) };
             if entry.is_null() {
-                // The end, or an error: what has been found is worth having.
-                break;
+                let error = io::Error::last_os_error();
+                break if error.raw_os_error() == Some(0) { Ok(()) } else { Err(error) };
             }
             // SAFETY: an entry lives until the next one is read, and its name ends with a NUL.
             let name = unsafe { CStr::from_ptr((&raw const (*entry).d_name).cast()) };
-            if wanted(name) {
-                names.push(name.to_owned());
+            if !wanted(name) {
+                continue;
             }
-        }
+            if names.try_reserve(1).is_err() {
+                break Err(io::ErrorKind::OutOfMemory.into());
+            }
+            names.push(name.to_owned());
+        };
         // SAFETY: the stream is open, and not used any more; its descriptor is closed with it.
         unsafe { libc::closedir(stream) };
-        Ok(names)
+        outcome.map(|()| names)
     }
+}
+
+/// The first `len` bytes.
+fn read(file: File, len: u64) -> Result<Vec<u8>, StorageError> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len as usize).map_err(|_| StorageError::NoMemory { nbytes: len })?;
+    io::Read::read_to_end(&mut io::Read::take(file, len), &mut bytes)
+        .map_err(|error| StorageError::io("read", error))?;
+    Ok(bytes)
 }
 
 fn open(folder: RawFd, name: &CStr, flags: libc::c_int, mode: u32) -> io::Result<File> {

@@ -1,6 +1,7 @@
 //! Locks by which writers know of one another: flock(2).
 
 use super::folder::checked;
+use super::refused::is_refused;
 use crate::storage::StorageError;
 use std::fs::File;
 use std::io;
@@ -67,9 +68,8 @@ pub(super) fn try_lock(file: &File) -> io::Result<Tried> {
             Some(libc::EINTR) => {}
             Some(libc::EWOULDBLOCK) => return Ok(Tried::Taken),
             // EBADF: NFS locks a file, and so no folder, only if it is open for writing.
-            Some(libc::EOPNOTSUPP | libc::ENOLCK | libc::EBADF | libc::ENOSYS | libc::EINVAL) => {
-                return Ok(Tried::NoLocks)
-            }
+            Some(libc::ENOLCK | libc::EBADF) => return Ok(Tried::NoLocks),
+            _ if is_refused(&error) => return Ok(Tried::NoLocks),
             _ => return Err(error),
         }
     }

@@ -1,5 +1,6 @@
 //! Names of temporary files.
 
+use crate::storage::StorageError;
 use std::collections::hash_map::RandomState;
 use std::ffi::{CStr, CString};
 use std::hash::BuildHasher;
@@ -44,14 +45,13 @@ impl TemporaryNames {
     }
 
     /// A name that very likely no file has.
-    pub(crate) fn next(&self) -> CString {
+    pub(crate) fn next(&self) -> Result<CString, StorageError> {
         // Keys of the system's randomness; the process, because a fork would go on with the same ones.
         let random = RandomState::new().hash_one(std::process::id());
         let mut name = self.start.clone();
         name.extend_from_slice(format!("{random:016x}").as_bytes());
         name.extend_from_slice(END);
-        // A name has no NUL, since the output's had none.
-        CString::new(name).unwrap_or_default()
+        CString::new(name).map_err(|_| StorageError::Internal("the name of an output has a NUL"))
     }
 
     /// Whether a name is one of these.
@@ -78,14 +78,14 @@ mod tests {
         let long = ["x".repeat(255), "权".repeat(85), "y".repeat(231), "y".repeat(230)].map(String::into_bytes);
         for output in [&b"model.safetensors"[..], b"\xff"].into_iter().chain(long.iter().map(Vec::as_slice)) {
             let names = TemporaryNames::of(output);
-            let name = names.next();
+            let name = names.next().unwrap();
             assert!(name.to_bytes().len() <= MAX_NAME_LEN && names.is_one(&name), "{name:?}");
-            assert_ne!(name, names.next());
+            assert_ne!(name, names.next().unwrap());
             assert_eq!(std::str::from_utf8(output).is_ok(), name.to_str().is_ok());
             assert!(!TemporaryNames::of(b"other").is_one(&name));
         }
         let (one, other) = ([b"x".repeat(254), vec![b'1']].concat(), [b"x".repeat(254), vec![b'2']].concat());
-        assert!(!TemporaryNames::of(&one).is_one(&TemporaryNames::of(&other).next()));
+        assert!(!TemporaryNames::of(&one).is_one(&TemporaryNames::of(&other).next().unwrap()));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use super::folder::{checked, Existing, OutputFolder};
 use super::lock::{try_lock, Tried};
 use super::names::TemporaryNames;
-use super::write::{write_all_at, DontCache};
+use super::order::{Order, Progress};
+use super::refused::{cannot_sync, is_position_refused, is_refused, means_nothing_at_close};
+use super::write::{append, write_all_at, DontCache};
 use crate::storage::pread::{read_exact_at, FileId};
 use crate::storage::StorageError;
 use std::ffi::{CStr, CString};
@@ -18,10 +20,19 @@ use std::sync::Arc;
 /// How often a name is tried that another file has.
 const ATTEMPTS: usize = 100;
 
+/// What is said of a write that would need another order.
+const ONLY_FROM_FRONT: &str =
+    "this file system takes the bytes of a file in their order only, and these are not the next ones: add the \
+     tensors with their data, or write them in the order in which they lie in the file, and without checksums";
+
+/// What was tried when the system has refused it, and an order is the likely reason.
+const OUT_OF_ORDER: &str =
+    "write at a place of the writer's choice, which this file system may have only in the order of the bytes";
+
 /// A file under a temporary name, which goes when this does, unless it is kept. (The file itself stays if it has another name besides, or
 /// instead.)
 ///
-/// Its lock, which ends with the process, tells others that its writer is alive.
+/// Its lock, which ends with the process, tells others that its writer is alive. In a child of that process it removes nothing.
 #[derive(Debug)]
 pub(crate) struct Temporary {
     folder: Arc<OutputFolder>,
@@ -31,6 +42,7 @@ pub(crate) struct Temporary {
     /// Whether its name is somebody else's to remove.
     is_kept: bool,
     dont_cache: DontCache,
+    progress: Progress,
 }
 
 impl Temporary {
@@ -42,9 +54,15 @@ impl Temporary {
     ) -> Result<Temporary, StorageError> {
         let refused = |error| StorageError::io("create a temporary file", error);
         for _ in 0..ATTEMPTS {
-            let name = names.next();
+            let name = names.next()?;
             let mode = if is_private { 0o600 } else { 0o666 };
-            let file = match folder.open_file(&name, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, mode) {
+            let open = |access| folder.open_file(&name, access | libc::O_CREAT | libc::O_EXCL, mode);
+            let file = match open(libc::O_RDWR) {
+                // Where files are only written, or only read, at a time.
+                Err(error) if is_refused(&error) => open(libc::O_WRONLY).map_err(|_| error),
+                opened => opened,
+            };
+            let file = match file {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(refused(error)),
@@ -58,8 +76,8 @@ impl Temporary {
                     return Err(refused(error));
                 }
             };
-            let (folder, dont_cache) = (Arc::clone(folder), DontCache::default());
-            let temporary = Temporary { folder, file, id, name, is_kept: false, dont_cache };
+            let (folder, dont_cache, progress) = (Arc::clone(folder), DontCache::default(), Progress::new());
+            let temporary = Temporary { folder, file, id, name, is_kept: false, dont_cache, progress };
             // Whoever removes leftovers may have been quicker than the lock: then the name is gone, or about to go.
             if locked != Tried::Taken && temporary.is_at(&temporary.name)? {
                 return Ok(temporary);
@@ -94,9 +112,7 @@ impl Temporary {
             match allocated.map_err(|error| (error.raw_os_error(), error)) {
                 Ok(()) => return Ok(()),
                 Err((Some(libc::EINTR), _)) => {}
-                Err((Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL), _)) => {
-                    return self.file.set_len(len as u64).map_err(refused)
-                }
+                Err((_, error)) if is_refused(&error) => return self.lengthen(len as u64),
                 Err((_, error)) => {
                     // What was put aside is of use to whoever mends the cause.
                     let _ = self.file.set_len(0);
@@ -106,10 +122,73 @@ impl Temporary {
         }
     }
 
+    /// Makes the file so long without asking for room on the disk. Where not even that is to be had it grows as it is written, and most
+    /// likely it can only be appended to.
+    fn lengthen(&self, len: u64) -> Result<(), StorageError> {
+        match self.file.set_len(len) {
+            Err(error) if is_refused(&error) => {
+                self.progress.set_order(Order::Suspected);
+                Ok(())
+            }
+            done => done.map_err(|error| StorageError::io("allocate", error)),
+        }
+    }
+
+    /// In which order it takes its bytes. What is written in another one than from front to back may still be refused if it is not
+    /// [`Order::Any`].
+    pub(crate) fn order(&self) -> Order {
+        self.progress.order()
+    }
+
+    /// How many bytes have been appended.
+    pub(crate) fn end(&self) -> u64 {
+        self.progress.end()
+    }
+
+    /// Something was written around the page cache, at a position of its own.
+    pub(crate) fn touch(&self) {
+        self.progress.touch();
+    }
+
     /// Writes through the page cache; a large piece leaves it as soon as it is on the disk, where the system can do that.
+    ///
+    /// # Errors
+    ///
+    /// If this is the first write, and was refused because of its position, the order of the file is [`Order::Front`] from now on.
     pub(crate) fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<(), StorageError> {
-        write_all_at(&self.file, bytes, offset, Some(&self.dont_cache))
-            .map_err(|error| StorageError::io("write", error))
+        let order = self.order();
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if order != Order::Any && offset == self.end() {
+            return self.append(bytes, offset);
+        }
+        if order == Order::Front {
+            return Err(StorageError::Unsupported(ONLY_FROM_FRONT));
+        }
+        match write_all_at(&self.file, bytes, offset, Some(&self.dont_cache)) {
+            Ok(()) => {
+                self.progress.touch();
+                self.progress.set_order(Order::Any);
+                Ok(())
+            }
+            Err(error) if order == Order::Suspected => Err(StorageError::io(OUT_OF_ORDER, error)),
+            Err(error) if is_position_refused(&error) && self.progress.is_empty() => {
+                self.progress.set_order(Order::Front);
+                match offset {
+                    0 => self.append(bytes, offset),
+                    _ => Err(StorageError::io(OUT_OF_ORDER, error)),
+                }
+            }
+            Err(error) => Err(StorageError::io("write", error)),
+        }
+    }
+
+    /// Appends bytes whose place is `offset`, but for those that were appended before, which are the same.
+    pub(crate) fn append(&self, bytes: &[u8], offset: u64) -> Result<(), StorageError> {
+        let skipped = self.end().checked_sub(offset).ok_or(StorageError::Unsupported(ONLY_FROM_FRONT))?;
+        let rest = bytes.get(usize::try_from(skipped).unwrap_or(usize::MAX)..).unwrap_or_default();
+        append(&self.file, rest, |n| self.progress.appended(n)).map_err(|error| StorageError::io("write", error))
     }
 
     /// Reads what was written.
@@ -131,15 +210,38 @@ impl Temporary {
     pub(crate) fn set_mode(&self, mode: u32) -> Result<(), StorageError> {
         let refused = |error| StorageError::io("set the permissions", error);
         // Where all files have the same ones, asking for others is an error.
-        if self.file.metadata().map_err(refused)?.permissions().mode() & 0o7777 == mode {
+        let now = self.file.metadata().map_err(refused)?.permissions().mode() & 0o7777;
+        if now == mode {
             return Ok(());
         }
-        self.file.set_permissions(std::fs::Permissions::from_mode(mode)).map_err(refused)
+        match self.file.set_permissions(std::fs::Permissions::from_mode(mode)) {
+            // Nobody can do with the new file what the old one did not let them do.
+            Err(error) if is_refused(&error) && now & !mode == 0 => Ok(()),
+            done => done.map_err(refused),
+        }
     }
 
-    /// Has everything written reach the disk.
-    pub(crate) fn sync(&self) -> Result<(), StorageError> {
-        self.file.sync_all().map_err(|error| StorageError::io("sync", error))
+    /// Has everything written reach the disk, if the caller `waits`; and sees to it that errors are told that come only when a file is
+    /// closed, as they do where that is the moment in which its bytes leave for a server.
+    pub(crate) fn sync(&self, waits: bool) -> Result<(), StorageError> {
+        if waits {
+            match self.file.sync_all() {
+                Err(error) if !cannot_sync(&error) => return Err(StorageError::io("sync", error)),
+                _ => {}
+            }
+        }
+        // To close the file itself would be to give its lock away before it is in its place; but each of its descriptors is asked.
+        // SAFETY: the descriptor is open.
+        let second = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+        if second < 0 {
+            // No descriptor is left to ask with.
+            return Ok(());
+        }
+        // SAFETY: the descriptor is open, and this function's own. It is closed whatever this returns.
+        match checked(unsafe { libc::close(second) }) {
+            Err(error) if !means_nothing_at_close(&error) => Err(StorageError::io("close", error)),
+            _ => Ok(()),
+        }
     }
 
     /// From now on its name is not this one's to remove.
@@ -150,7 +252,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if !self.is_kept {
+        if !self.is_kept && self.folder.is_of_this_process() {
             // There is nobody to tell. That there is nothing of that name any more is as good.
             let _ = self.folder.unlink(&self.name);
         }
@@ -175,7 +277,7 @@ impl Direct {
         match write_all_at(&self.file, bytes, offset, None) {
             Ok(()) => Ok(true),
             // EFAULT: memory that can be read but not be lent to a disk, such as a device's.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EFAULT)) => {
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) || is_refused(&error) => {
                 self.is_refused.store(true, Ordering::Relaxed);
                 Ok(false)
             }
@@ -248,7 +350,7 @@ mod tests {
         assert!(read[1 << 20..4 << 20] == bytes);
         assert!(matches!(file.read_exact_at(&mut read, 1), Err(StorageError::Truncated { .. })));
         assert!(file.allocate(u64::MAX).is_err() && file.write_all_at(b"1", u64::MAX).is_err());
-        file.sync().unwrap();
+        file.sync(true).unwrap();
     }
 
     /// As a file system does that opens files for such writes, and then refuses them.

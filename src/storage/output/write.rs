@@ -1,5 +1,6 @@
 //! Positional writes.
 
+use super::refused::is_refused;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -29,9 +30,7 @@ pub(super) fn write_all_at(file: &File, bytes: &[u8], offset: u64, dont_cache: O
         let written = match dont_cache {
             Some(refused) if rest.len() >= DONT_CACHE_FROM && !refused.0.load(Ordering::Relaxed) => {
                 match write_at_uncached(file, rest, position) {
-                    Err(error)
-                        if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)) =>
-                    {
+                    Err(error) if is_refused(&error) => {
                         refused.0.store(true, Ordering::Relaxed);
                         continue;
                     }
@@ -46,6 +45,23 @@ pub(super) fn write_all_at(file: &File, bytes: &[u8], offset: u64, dont_cache: O
             Ok(n) => {
                 rest = rest.get(n..).unwrap_or_default();
                 position = position.saturating_add(n as u64);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of `bytes` where the file's own position is, and tells how many at a time.
+pub(super) fn append(mut file: &File, bytes: &[u8], written: impl Fn(u64)) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match io::Write::write(&mut file, rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                written(n as u64);
+                rest = rest.get(n..).unwrap_or_default();
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
