@@ -8,6 +8,8 @@ use super::options::{check_flags, copy_options, Options};
 use super::task::{st_task, task_of_options};
 use crate::error::Error;
 use crate::format::{Dtype, MAX_DIMENSIONS};
+use crate::process::Process;
+use crate::storage::StorageError;
 use crate::writer::{Checksums, Writer, WriterOptions};
 use std::ffi::{c_char, c_void, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -116,7 +118,8 @@ pub unsafe extern "C" fn st_writer_open(
             out.write(std::ptr::null_mut());
             let path = OsStr::from_bytes(c_bytes(path, "path")?);
             let writer = Writer::create(path, writer_options(copy_options(options)?)?)?;
-            out.write(Box::into_raw(Box::new(Handle::new(writer))).cast());
+            let process = Process::this().ok_or(Error::NoMemory)?;
+            out.write(Box::into_raw(Box::new(Handle { process, writer: Mutex::new(writer) })).cast());
             Ok(())
         })
     }
@@ -290,14 +293,21 @@ pub unsafe extern "C" fn st_writer_abort(writer: *mut st_writer) {
     guard_value((), || {
         if !writer.is_null() {
             // SAFETY: not NULL, so a writer that the caller gives up.
-            drop(unsafe { Box::from_raw(writer.cast::<Handle>()) });
+            let handle = unsafe { Box::from_raw(writer.cast::<Handle>()) };
+            // In a child of the process another thread, which has not come along, may have left the writer in the middle of something.
+            if !handle.process.is_this() && handle.writer.try_lock().is_err() {
+                std::mem::forget(handle);
+            }
         }
         Some(())
     });
 }
 
 /// What a handle points to. What its tensors borrow the caller keeps until it is freed.
-type Handle = Mutex<Writer<'static>>;
+struct Handle {
+    process: Process,
+    writer: Mutex<Writer<'static>>,
+}
 
 /// The writer behind a handle, for this thread alone.
 ///
@@ -307,7 +317,12 @@ type Handle = Mutex<Writer<'static>>;
 unsafe fn locked<'a>(handle: *mut st_writer) -> Result<MutexGuard<'a, Writer<'static>>, Error> {
     // SAFETY: made by `st_writer_open`, and the caller's promise.
     let handle = unsafe { handle.cast::<Handle>().as_ref() }.ok_or_else(|| null("the writer"))?;
-    handle.lock().map_err(|_| Error::InvalidArgument {
+    if !handle.process.is_this() {
+        // Not even the lock: a thread that has not come along may have it.
+        let source = StorageError::Unsupported("a writer does not go on in a child of its process");
+        return Err(Error::Storage { path: String::new(), tensor: None, source });
+    }
+    handle.writer.lock().map_err(|_| Error::InvalidArgument {
         what: "an earlier call on this writer ended by a bug: only st_writer_abort is left".to_owned(),
     })
 }

@@ -8,9 +8,13 @@ use crate::error::Error;
 use crate::format::checksum::{integer_scalar, to_hex, CrcNum, Digest};
 use crate::format::{BLAKE3_KEY, CRC_KEY, SHA256_KEY};
 use crate::hashing::{pass, Input, Source, TensorSums, Wanted};
+use crate::storage::StorageError;
 use crate::task::Task;
 use crate::workers::workers_for;
 use std::ops::Range;
+
+/// What is said of a tensor whose bytes are nowhere.
+const NO_PLACE: StorageError = StorageError::Internal("a tensor has no place in its file");
 
 /// Digits of a digest.
 const DIGITS: usize = 64;
@@ -60,11 +64,15 @@ pub(super) fn values(
     let order = &data.layout.order;
     let mut tensors = Vec::new();
     tensors.try_reserve_exact(order.len()).map_err(|_| Error::NoMemory)?;
-    tensors.extend(order.iter().filter_map(|tensor| Some(data.place(*tensor)?.0)));
+    for tensor in order {
+        tensors.push(data.place(*tensor).ok_or_else(|| target.storage_error(NO_PLACE))?.0);
+    }
     let input = Input { data_start: data.layout.data_start(), tensors, wanted };
     // Tensors are counted when they are written.
     let sums = pass(&hashed, &[input], workers_for(usize::MAX), |bytes, _| task.done(bytes, 0))?;
-    let Some(sums) = sums.first() else { return Ok(values) };
+    let missing = StorageError::Internal("the checksums of a file were not made");
+    let sums = sums.first().filter(|sums| sums.tensors.len() == order.len());
+    let sums = sums.ok_or_else(|| target.storage_error(missing))?;
 
     let mut by_name = Vec::new();
     by_name.try_reserve_exact(order.len()).map_err(|_| Error::NoMemory)?;
@@ -78,7 +86,7 @@ pub(super) fn values(
     }
     if checksums.blake3 {
         values.push((BLAKE3_KEY, digests(&by_name)?));
-        let sealed = header_digest(data, metadata, &values)?;
+        let sealed = header_digest(data, metadata, &values, target)?;
         if let Some((_, digests)) = values.last_mut() {
             digests.replace_range(..DIGITS, &to_hex(&sealed));
         }
@@ -99,10 +107,10 @@ fn digests(by_name: &[(usize, &TensorSums)]) -> Result<String, Error> {
 }
 
 /// The digest of the header that will be written but for its own digits.
-fn header_digest(data: &Data<'_, '_>, metadata: &Metadata, values: &[Entry]) -> Result<Digest, Error> {
+fn header_digest(data: &Data<'_, '_>, metadata: &Metadata, values: &[Entry], target: &Target) -> Result<Digest, Error> {
     let mut hasher = blake3::Hasher::new();
-    // Hashing does not fail.
-    data.encode_header(&mut hasher, metadata, values).map_err(|_| Error::NoMemory)?;
+    let failed = |_| target.storage_error(StorageError::Internal("a header could not be hashed"));
+    data.encode_header(&mut hasher, metadata, values).map_err(failed)?;
     Ok(hasher.finalize().into())
 }
 
@@ -124,10 +132,12 @@ impl Hashed<'_, '_> {
     fn crc_num(&self, by_name: &[(usize, &TensorSums)]) -> Result<CrcNum, Error> {
         let (mut crc, mut room) = (CrcNum::new(), Bounce::default());
         for (tensor, sums) in by_name {
-            let mut scalar = None;
-            if let (Some((dtype, true)), Some((place, _))) = (self.data.is_scalar(*tensor), self.data.place(*tensor)) {
-                scalar = integer_scalar(dtype, self.bytes(0, place, &mut room)?);
-            }
+            let known = self.data.is_scalar(*tensor).zip(self.data.place(*tensor));
+            let ((dtype, is_scalar), (place, _)) = known.ok_or_else(|| self.target.storage_error(NO_PLACE))?;
+            let scalar = match is_scalar {
+                true => integer_scalar(dtype, self.bytes(0, place, &mut room)?),
+                false => None,
+            };
             crc.add(self.data.name(*tensor), sums.crc, scalar);
         }
         Ok(crc)

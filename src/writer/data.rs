@@ -27,10 +27,13 @@ impl Bounce {
             self.0 = None;
             self.0 = Some(Buffer::new(len)?);
         }
-        let bytes = self.0.as_mut().map(Buffer::as_mut_slice).unwrap_or_default();
-        Ok(bytes.get_mut(..len as usize).unwrap_or_default())
+        let bytes = self.0.as_mut().and_then(|buffer| buffer.as_mut_slice().get_mut(..len as usize));
+        bytes.ok_or(StorageError::Internal("a block of memory is shorter than it was asked to be"))
     }
 }
+
+/// A wrong layout is a bug, and is told as one.
+const NO_SUCH_BYTES: &str = "bytes of a file to be written are of no tensor";
 
 /// Whether bytes can be written from where they are.
 fn can_stay(bytes: &[u8], must_be_aligned: bool) -> bool {
@@ -64,7 +67,7 @@ impl Bytes for Piece<'_> {
         bounce: &'s mut Bounce,
     ) -> Result<&'s [u8], StorageError> {
         let (start, stop) = (range.start.saturating_sub(self.start), range.end.saturating_sub(self.start));
-        let bytes = self.bytes.get(start as usize..stop as usize).unwrap_or_default();
+        let bytes = self.bytes.get(start as usize..stop as usize).ok_or(StorageError::Internal(NO_SUCH_BYTES))?;
         if can_stay(bytes, must_be_aligned) {
             return Ok(bytes);
         }
@@ -98,16 +101,18 @@ impl Bytes for Data<'_, '_> {
             match source {
                 Source::Added(bytes) => {
                     let skipped = position.saturating_sub(at.start) as usize;
-                    let from = bytes.get(skipped..).and_then(|bytes| bytes.get(..to.len())).unwrap_or_default();
-                    to.copy_from_slice(from);
+                    let from = bytes.get(skipped..).and_then(|bytes| bytes.get(..to.len()));
+                    to.copy_from_slice(from.ok_or(StorageError::Internal(NO_SUCH_BYTES))?);
                 }
                 Source::Declared { .. } => self.file.read_exact_at(to, position)?,
             }
             (rest, position) = (others, stop);
         }
-        // What lay in the room before must not get into a file: a wrong layout is a bug, and is told as one.
-        assert!(position == range.end, "no tensor has the bytes from {position} on");
-        Ok(room)
+        // What lay in the room before must not get into a file.
+        match position == range.end {
+            true => Ok(room),
+            false => Err(StorageError::Internal(NO_SUCH_BYTES)),
+        }
     }
 }
 

@@ -109,9 +109,7 @@ impl Dealer {
         numbers.try_reserve_exact(len).map_err(|_| WriterError::NoMemory)?;
         numbers.resize(len, 0);
         for (number, shard) in self.closed.iter().chain(&self.current).enumerate() {
-            if let Some(of_shard) = numbers.get_mut(*shard) {
-                *of_shard = number;
-            }
+            *numbers.get_mut(*shard).ok_or(WriterError::Internal("a shard that was never begun is closed"))? = number;
         }
         Ok(numbers)
     }

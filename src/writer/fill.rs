@@ -28,7 +28,8 @@ const LARGE_PIECE: usize = 2 * BLOCK as usize;
 pub(super) fn runs(data: &Data<'_, '_>) -> Result<Vec<Range<u64>>, StorageError> {
     let mut runs: Vec<Range<u64>> = Vec::new();
     for tensor in &data.layout.order {
-        let Some((at, Source::Added(_))) = data.place(*tensor) else { continue };
+        let (at, source) = data.place(*tensor).ok_or(StorageError::Internal("a tensor has no place in its file"))?;
+        let Source::Added(_) = source else { continue };
         match runs.last_mut() {
             _ if at.is_empty() => {}
             Some(last) if last.end == at.start => last.end = at.end,
@@ -69,7 +70,7 @@ fn write_ranges<E: From<StorageError> + Send>(
             write(file, from, piece, direct.as_ref(), bounce)?;
             done(piece)
         }
-        None => Ok(()),
+        None => Err(StorageError::Internal("a thread was given a piece that there is not").into()),
     })
 }
 
@@ -97,7 +98,9 @@ fn write(
 ) -> Result<(), StorageError> {
     let direct = direct.filter(|_| is_aligned(piece.start) && is_aligned(piece.end));
     let bytes = from.read(piece.clone(), direct.is_some(), bounce)?;
-    assert_eq!(bytes.len() as u64, piece.end - piece.start, "a piece of a file is written whole");
+    if bytes.len() as u64 != piece.end - piece.start {
+        return Err(StorageError::Internal("a piece of a file is not written whole"));
+    }
     if let Some(direct) = direct {
         if direct.write_all_at(bytes, piece.start)? {
             file.touch();

@@ -29,7 +29,8 @@ impl Data<'_, '_> {
             self.write_header(metadata, checksums)?;
         }
         for tensor in &self.layout.order {
-            let Some((at, source)) = self.place(*tensor) else { continue };
+            let (at, source) =
+                self.place(*tensor).ok_or(StorageError::Internal("a tensor has no place in its file"))?;
             if at.end <= self.file.end() {
                 continue;
             }

@@ -36,6 +36,9 @@ pub(super) struct Rules {
     pub(super) checksums: Checksums,
 }
 
+const NO_SUCH_TENSOR: &str = "a tensor of a shard that was never added";
+const NO_SUCH_SHARD: &str = "a tensor of a shard that was never begun";
+
 /// Finds a place for everything. `numbers` has the number of each shard, in the order in which they were begun.
 pub(super) fn lay_out(
     entries: &Entries<'_>,
@@ -56,11 +59,11 @@ pub(super) fn lay_out(
         }
         let mut data_len: u64 = 0;
         for tensor in &order {
-            if let (Some(start), Some(entry)) = (starts.get_mut(*tensor), entries.get(*tensor)) {
-                *start = data_len;
-                // The dealer has seen to it that files are not too large.
-                data_len = data_len.saturating_add(entry.nbytes);
-            }
+            let known = starts.get_mut(*tensor).zip(entries.get(*tensor));
+            let (start, entry) = known.ok_or(WriterError::Internal(NO_SUCH_TENSOR))?;
+            *start = data_len;
+            // The dealer has seen to it that files are not too large.
+            data_len = data_len.saturating_add(entry.nbytes);
         }
         let mut shard = ShardLayout { order, header_len: 0, data_len };
         let reserved = checksums::reserved(rules.checksums, shard.order.len());
@@ -77,11 +80,9 @@ pub(super) fn lay_out(
 /// The tensors of each shard, in the order in which they were added.
 fn orders(entries: &Entries<'_>, numbers: &[usize]) -> Result<Vec<Vec<usize>>, WriterError> {
     let mut lens: Vec<usize> = filled(0, numbers.len())?;
-    let number_of = |entry: &Entry<'_>| numbers.get(entry.shard).copied().unwrap_or(0);
+    let number_of = |entry: &Entry<'_>| numbers.get(entry.shard).copied().unwrap_or(usize::MAX);
     for entry in entries.iter() {
-        if let Some(len) = lens.get_mut(number_of(entry)) {
-            *len += 1;
-        }
+        *lens.get_mut(number_of(entry)).ok_or(WriterError::Internal(NO_SUCH_SHARD))? += 1;
     }
     let mut orders: Vec<Vec<usize>> = Vec::new();
     orders.try_reserve_exact(lens.len()).map_err(|_| WriterError::NoMemory)?;
@@ -91,9 +92,7 @@ fn orders(entries: &Entries<'_>, numbers: &[usize]) -> Result<Vec<Vec<usize>>, W
         orders.push(order);
     }
     for (tensor, entry) in entries.iter().enumerate() {
-        if let Some(order) = orders.get_mut(number_of(entry)) {
-            order.push(tensor);
-        }
+        orders.get_mut(number_of(entry)).ok_or(WriterError::Internal(NO_SUCH_SHARD))?.push(tensor);
     }
     Ok(orders)
 }

@@ -173,6 +173,7 @@ impl<'d> Writer<'d> {
     /// [`Error::Writer`]: key or value is not UTF-8, the key has a NUL or is there already, a header would be too large, or it is too
     /// late to add anything.
     pub fn metadata(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), Error> {
+        self.check_process()?;
         let done = self.open_for("metadata").and_then(|()| {
             let (key, value) = (name(key.as_ref(), "key")?, utf8(value.as_ref(), "value")?);
             if checksums::is_reserved(self.options.checksums, key) {
@@ -195,6 +196,7 @@ impl<'d> Writer<'d> {
     /// [`Error::Writer`]: the name is not UTF-8, has a NUL, is `__metadata__` or there already; `data` is not as long as dtype and
     /// shape need; elements of 4 or 6 bits do not fill bytes; the file or its header would be too large; it is too late.
     pub fn add(&mut self, name: impl AsRef<[u8]>, dtype: Dtype, shape: &[u64], data: &'d [u8]) -> Result<(), Error> {
+        self.check_process()?;
         self.push(name.as_ref(), dtype, shape, Some(data)).map_err(|source| self.error(source))
     }
 
@@ -204,6 +206,7 @@ impl<'d> Writer<'d> {
     ///
     /// As for [`Writer::add`].
     pub fn declare(&mut self, name: impl AsRef<[u8]>, dtype: Dtype, shape: &[u64]) -> Result<(), Error> {
+        self.check_process()?;
         self.push(name.as_ref(), dtype, shape, None).map_err(|source| self.error(source))
     }
 
@@ -215,6 +218,7 @@ impl<'d> Writer<'d> {
     /// [`Error::Writer`]: no such tensor was declared, or it has no room for so many bytes. [`Error::Storage`]: the disk is full, or
     /// failed.
     pub fn write(&mut self, name: impl AsRef<[u8]>, piece: &[u8]) -> Result<(), Error> {
+        self.check_process()?;
         let (tensor, shard, written) = self.expect(name.as_ref(), piece.len() as u64).map_err(|e| self.error(e))?;
         self.prepare()?;
         let internal = || self.error(WriterError::Internal("a tensor has no place in a shard"));
@@ -225,8 +229,9 @@ impl<'d> Writer<'d> {
             tensor: self.entries.get(tensor).map(|entry| excerpt(self.entries.name(entry))),
             source,
         })?;
-        if let Some(Source::Declared { written }) = self.entries.get_mut(tensor).map(|entry| &mut entry.source) {
-            *written = written.saturating_add(piece.len() as u64);
+        match self.entries.get_mut(tensor).map(|entry| &mut entry.source) {
+            Some(Source::Declared { written }) => *written = written.saturating_add(piece.len() as u64),
+            _ => return Err(self.error(WriterError::Internal("a piece was written of a tensor that takes none"))),
         }
         Ok(())
     }
@@ -256,6 +261,7 @@ impl<'d> Writer<'d> {
     /// already, or the old one was gone ([`WriterError::Unfinished`]). [`Error::Storage`]: the disk is full, or failed; for
     /// 30 s somebody else has had the folder locked. [`Error::Cancelled`].
     pub fn finish(&mut self) -> Result<(), Error> {
+        self.check_process()?;
         self.usable().map_err(|source| self.error(source))?;
         self.seal()?;
         self.complete().map_err(|source| self.error(source))?;
@@ -316,6 +322,17 @@ impl<'d> Writer<'d> {
         }
     }
 
+    /// In a child of the process a writer is a copy, whose files are the other one's.
+    fn check_process(&self) -> Result<(), Error> {
+        match self.target.folder.is_of_this_process() {
+            true => Ok(()),
+            false => {
+                let what = "a writer does not go on in a child of its process";
+                Err(self.target.storage_error(StorageError::Unsupported(what)))
+            }
+        }
+    }
+
     fn open_for(&self, what: &'static str) -> Result<(), WriterError> {
         self.usable()?;
         match self.stage {
@@ -351,9 +368,10 @@ impl<'d> Writer<'d> {
 }
 
 impl Drop for Writer<'_> {
-    /// Leaves nothing behind but what has been published.
+    /// Leaves nothing behind but what has been published. In a child of the process it takes nothing away.
     fn drop(&mut self) {
-        if self.has_begun && !matches!(self.stage, Stage::Finished) {
+        let is_ours = self.target.folder.is_of_this_process();
+        if is_ours && self.has_begun && !matches!(self.stage, Stage::Finished) {
             self.abandon();
         }
     }

@@ -63,7 +63,7 @@ impl Writer<'_> {
         let of_index = there.named.iter().filter(|name| self.target.is_shard(name)).chain(&there.unnamed);
         remember(&mut self.obsolete, of_index)?;
         if is_one && !has_index {
-            return files.pop().map(Publication::of_one).ok_or(Halt::Writer(WriterError::Internal("no file")));
+            return Publication::of_one(files.pop().ok_or(Halt::Writer(WriterError::Internal("no file")))?);
         }
         self.is_by_index = true;
         let index = self.target.index_name()?;
@@ -90,7 +90,7 @@ impl Writer<'_> {
             for _ in &files {
                 by.push(self.target.temporaries.next()?);
             }
-            return Ok(Publication::by_links(files, by, between, end));
+            return Publication::by_links(files, by, between, end);
         }
 
         let is_named = |name: &CString| !there.is_known || there.named.binary_search(name).is_ok();
@@ -98,7 +98,7 @@ impl Writer<'_> {
         let names_only_the_file = there.is_known && matches!(&there.named[..], [only] if *only == self.target.name);
         if is_one && is_seen && names_only_the_file && !self.target.needs_index() {
             let file = files.pop().ok_or(Halt::Writer(WriterError::Internal("no file")))?;
-            return Ok(Publication::by_rename_without_index(file, end.index));
+            return Publication::by_rename_without_index(file, end.index);
         }
         if !end.old.is_empty() || end.outdated.is_some() {
             let removed = listed(end.old.iter().chain(&end.outdated).cloned())?;
@@ -111,9 +111,9 @@ impl Writer<'_> {
         };
         if is_seen || (!has_index && announced.is_none()) {
             let between = self.index_of_temporaries(&files, &unnamed)?;
-            return Ok(Publication::by_renames_seen(files, between, end));
+            return Publication::by_renames_seen(files, between, end);
         }
-        Ok(Publication::by_renames_unseen(files, announced, end))
+        Publication::by_renames_unseen(files, announced, end)
     }
 
     /// Where the files are and where they go.

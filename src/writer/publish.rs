@@ -74,56 +74,77 @@ impl Move {
 }
 
 /// All steps.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Publication {
     pub(super) steps: Vec<Step>,
 }
 
 impl Publication {
     /// One file, where there is no index.
-    pub(super) fn of_one(file: Move) -> Publication {
+    pub(super) fn of_one(file: Move) -> Result<Publication, Halt> {
         // Whoever waits for the lock need not wait for the disk.
-        Publication::of(file.step(None).into_iter().chain([Step::Now(Found::New), Step::Unlock, Step::Sync]))
+        Publication::default().and(file.step(None))?.and([Step::Now(Found::New), Step::Unlock, Step::Sync])
     }
 
     /// Files that can have two names. `links` are names for the time between; `between` is an index that names the temporary files.
-    pub(super) fn by_links(files: Vec<Move>, links: Vec<CString>, between: CString, end: End) -> Publication {
+    pub(super) fn by_links(
+        files: Vec<Move>,
+        links: Vec<CString>,
+        between: CString,
+        end: End,
+    ) -> Result<Publication, Halt> {
         let first = [Step::Rename { from: between, to: end.index.clone() }, Step::Now(Found::New), Step::Sync];
-        let second = files.into_iter().zip(links).filter_map(|(file, by)| file.step(Some(by))).chain([Step::Sync]);
-        Publication::of(first.into_iter().chain(second).chain(end.steps()))
+        let places = files.into_iter().zip(links).filter_map(|(file, by)| file.step(Some(by)));
+        Publication::default().and(first)?.and(places)?.and([Step::Sync])?.and_end(end)
     }
 
     /// Files that cannot have two names, where a reader does not see that they get theirs: no index names them, and it stays.
-    pub(super) fn by_renames_unseen(files: Vec<Move>, announced: Option<CString>, end: End) -> Publication {
-        let index = &end.index;
-        let first = announced.map(|from| Step::Rename { from, to: index.clone() });
-        let first = first.into_iter().flat_map(|step| [step, Step::Sync]).collect::<Vec<_>>();
-        let second = files.into_iter().filter_map(|file| file.step(None)).chain([Step::Sync]).collect::<Vec<_>>();
-        Publication::of(first.into_iter().chain(second).chain(end.steps()))
+    pub(super) fn by_renames_unseen(
+        files: Vec<Move>,
+        announced: Option<CString>,
+        end: End,
+    ) -> Result<Publication, Halt> {
+        let first = announced.map(|from| [Step::Rename { from, to: end.index.clone() }, Step::Sync]);
+        let renames = files.into_iter().filter_map(|file| file.step(None));
+        Publication::default().and(first.into_iter().flatten())?.and(renames)?.and([Step::Sync])?.and_end(end)
     }
 
     /// One such file in the place of the only one that the index names: without the index either of them is a checkpoint.
-    pub(super) fn by_rename_without_index(file: Move, index: CString) -> Publication {
+    pub(super) fn by_rename_without_index(file: Move, index: CString) -> Result<Publication, Halt> {
         let first = [Step::Unlink(index), Step::Sync];
-        let second = file.step(None).into_iter().chain([Step::Now(Found::New), Step::Sync]);
-        Publication::of(first.into_iter().chain(second))
+        Publication::default().and(first)?.and(file.step(None))?.and([Step::Now(Found::New), Step::Sync])
     }
 
     /// Such files, where the index names some of what they replace. `between` is an index that names the temporary files: while they leave
     /// these names nobody can open it, rather than open some of each.
-    pub(super) fn by_renames_seen(files: Vec<Move>, between: CString, end: End) -> Publication {
-        let first = [
-            Step::Rename { from: between, to: end.index.clone() },
-            Step::Now(Found::New),
-            Step::Sync,
-            Step::Now(Found::Neither),
-        ];
-        let second = files.into_iter().filter_map(|file| file.step(None)).chain([Step::Sync]);
-        Publication::of(first.into_iter().chain(second).chain(end.steps()))
+    pub(super) fn by_renames_seen(files: Vec<Move>, between: CString, end: End) -> Result<Publication, Halt> {
+        let to = end.index.clone();
+        let first = [Step::Rename { from: between, to }, Step::Now(Found::New), Step::Sync, Step::Now(Found::Neither)];
+        let renames = files.into_iter().filter_map(|file| file.step(None));
+        Publication::default().and(first)?.and(renames)?.and([Step::Sync])?.and_end(end)
     }
 
-    fn of(steps: impl Iterator<Item = Step>) -> Publication {
-        Publication { steps: steps.collect() }
+    /// Appends steps.
+    fn and(mut self, steps: impl IntoIterator<Item = Step>) -> Result<Publication, Halt> {
+        for step in steps {
+            self.steps.try_reserve(1).map_err(|_| Halt::Writer(WriterError::NoMemory))?;
+            self.steps.push(step);
+        }
+        Ok(self)
+    }
+
+    fn and_end(self, end: End) -> Result<Publication, Halt> {
+        let End { index, listing, outdated, old, last, is_one } = end;
+        let comes = |from| [Step::Rename { from, to: index.clone() }, Step::Now(Found::New), Step::Sync];
+        let removes = outdated.is_some() || !old.is_empty();
+        // Where nothing can be removed it stays, and is true.
+        let gone = is_one.then(|| [Step::Retire(index.clone()), Step::Sync]);
+        self.and(listing.map(comes).into_iter().flatten())?
+            .and(outdated.map(Step::Unlink))?
+            .and(old.into_iter().map(Step::Tidy))?
+            .and(removes.then_some(Step::Sync))?
+            .and(comes(last))?
+            .and(gone.into_iter().flatten())
     }
 
     /// Goes through the steps. `found` is always what a reader finds; `lock` is of the folder.
@@ -170,25 +191,6 @@ pub(super) struct End {
     pub(super) last: CString,
     /// Whether even that one goes, if it can be done without.
     pub(super) is_one: bool,
-}
-
-impl End {
-    fn steps(self) -> impl Iterator<Item = Step> {
-        let End { index, listing, outdated, old, last, is_one } = self;
-        let comes = |from| Step::Rename { from, to: index.clone() };
-        let first = listing.map(|from| [comes(from), Step::Now(Found::New), Step::Sync]);
-        let removals = outdated.map(Step::Unlink).into_iter().chain(old.into_iter().map(Step::Tidy));
-        let mut removals: Vec<Step> = removals.collect();
-        if !removals.is_empty() {
-            removals.push(Step::Sync);
-        }
-        let last = [comes(last), Step::Now(Found::New), Step::Sync];
-        // Where nothing can be removed it stays, and is true.
-        let gone = is_one.then(|| [Step::Retire(index.clone()), Step::Sync]);
-        let first: Vec<Step> = first.into_iter().flatten().collect();
-        let gone: Vec<Step> = gone.into_iter().flatten().collect();
-        first.into_iter().chain(removals).chain(last).chain(gone)
-    }
 }
 
 /// By a link and a rename, so that there is never nothing of that name.

@@ -12,6 +12,9 @@ use std::sync::Arc;
 /// How checkpoints end.
 const END: &[u8] = b".safetensors";
 
+/// The longest name that a file can have.
+const MAX_NAME_LEN: usize = 255;
+
 /// Digits of a shard's number.
 const DIGITS: usize = 5;
 
@@ -170,15 +173,16 @@ impl Target {
             Err(IndexError::Internal(what)) => return Err(StorageError::Internal(what)),
             Err(_) => return Ok(Some(Indexed::default())),
         };
-        // A name with a NUL, or longer than any path, is none of a file's.
-        let c_name = |name: &str| CString::new(Some(name).filter(|name| name.len() <= libc::PATH_MAX as usize)?).ok();
+        // What has a longer name, or one with a NUL, is no file of this folder.
+        let c_name = |name: &str| CString::new(Some(name).filter(|name| name.len() <= MAX_NAME_LEN)?).ok();
         let named = listed(index.shards().filter_map(c_name))?;
         let unnamed = unnamed(&text).map_err(|error| match error {
             IndexError::Internal(what) => StorageError::Internal(what),
             _ => StorageError::NoMemory { nbytes: text.len() as u64 },
         })?;
         let unnamed = listed(unnamed.iter().filter_map(|name| c_name(name)).filter(|name| self.is_shard(name)))?;
-        Ok(Some(Indexed { is_known: true, named, unnamed }))
+        let is_known = named.len() == index.shards().len();
+        Ok(Some(Indexed { is_known, named, unnamed }))
     }
 
     /// The header of the file that is at the path now. `None` if there is none, or nothing that a reader would take for one.
