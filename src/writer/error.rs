@@ -131,6 +131,8 @@ pub enum WriterError {
     },
     /// What was written may not be on the disk, or not last, and no later success could change that.
     NotSynced {
+        /// What was tried: "sync", "close".
+        action: &'static str,
         /// What the system said.
         source: io::Error,
         /// What a reader finds.
@@ -197,8 +199,8 @@ impl Display for WriterError {
             E::NotDeclared { tensor } => {
                 write!(f, "tensor {} was added with its data: pieces are for declared ones", Quoted(tensor))
             }
-            E::NotSynced { source, found } => {
-                write!(f, "cannot sync: {source}; ")?;
+            E::NotSynced { action, source, found } => {
+                write!(f, "cannot {action}: {source}; ")?;
                 f.write_str(match found {
                     Found::Old => "what was written may be lost: begin anew with another writer",
                     Found::New => "the new checkpoint is in place, but perhaps not after a crash of the system",

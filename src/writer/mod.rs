@@ -119,6 +119,7 @@ enum Stage {
     Written,
     /// A sync has failed. Later ones would succeed, since the system tells of an error once, and would mean nothing.
     Broken {
+        action: &'static str,
         os_error: i32,
     },
     Finished,
@@ -344,22 +345,22 @@ impl<'d> Writer<'d> {
     fn usable(&self) -> Result<(), WriterError> {
         match self.stage {
             Stage::Open | Stage::Sealed | Stage::Prepared | Stage::Written => Ok(()),
-            Stage::Broken { os_error } => Err(self.not_synced(os_error)),
+            Stage::Broken { action, os_error } => Err(self.not_synced(action, os_error)),
             Stage::Finished => Err(WriterError::Finished),
         }
     }
 
     fn broken(&mut self, source: StorageError) -> Error {
-        let os_error = match source {
-            StorageError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
-            _ => libc::EIO,
+        let (action, os_error) = match source {
+            StorageError::Io { action, source } => (action, source.raw_os_error().unwrap_or(libc::EIO)),
+            _ => ("sync", libc::EIO),
         };
-        self.stage = Stage::Broken { os_error };
-        self.error(self.not_synced(os_error))
+        self.stage = Stage::Broken { action, os_error };
+        self.error(self.not_synced(action, os_error))
     }
 
-    fn not_synced(&self, os_error: i32) -> WriterError {
-        WriterError::NotSynced { source: io::Error::from_raw_os_error(os_error), found: self.found }
+    fn not_synced(&self, action: &'static str, os_error: i32) -> WriterError {
+        WriterError::NotSynced { action, source: io::Error::from_raw_os_error(os_error), found: self.found }
     }
 
     fn error(&self, source: WriterError) -> Error {

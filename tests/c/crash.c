@@ -5,7 +5,10 @@
 #include "test.h"
 
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -106,22 +109,71 @@ static void kill_while_shards_are_replaced_by_others(void) {
     kill_in_each_way("others", one, other, 60);
 }
 
-static void kill_while_shards_and_a_file_replace_each_other(void) {
-    const fixture_generation one = {1, 4, SMALL, 1, 0, 0}, other = {2, 4, SMALL, 2, 0, 0};
-    const char *path = fixture_model_in("both");
-    const fixture_generation two[2] = {one, other};
-    fixture_put_quickly(path, &one);
-    for (int i = 0; i < rounds(20); i++) {
-        const pid_t child = start_child(path, two);
-        const uint64_t pause = random_below(30000);
-        nanosleep(&(struct timespec){0, (long)pause * 1000}, NULL);
+/* Whatever there is opens as one of these: by the path, by the index and by the folder. */
+static void found_by_each(const char *path, const fixture_generation *generations, size_t len) {
+    char index[512], folder[512];
+    snprintf(index, sizeof(index), "%s.index.json", path);
+    snprintf(folder, sizeof(folder), "%.*s", (int)(strrchr(path, '/') - path), path);
+    const bool has_file = access(path, F_OK) == 0, has_index = access(index, F_OK) == 0;
+    CHECK(has_file || has_index);
+    if (has_file)
+        fixture_found_at(path, generations, len);
+    if (has_index)
+        fixture_found_at(index, generations, len);
+    fixture_found_at(folder, generations, len);
+}
+
+/* A file, by writers that could have written several and that could not, and shards, in any order. No two have as many tensors, so that
+ * none opens by another's index. */
+static const fixture_generation any[] = {
+    {1, 1, SMALL, 0, ST_WRITE_NO_SYNC, 0}, {2, 2, SMALL, 1, ST_WRITE_NO_SYNC, 0}, {3, 6, SMALL, 3, ST_WRITE_NO_SYNC, 0},
+    {4, 4, SMALL, 2, ST_WRITE_NO_SYNC, 0}, {5, 9, SMALL, 3, ST_WRITE_NO_SYNC, 0},
+};
+
+static void write_any(const char *path, unsigned first) {
+    for (unsigned n = first;; n = n * 1103515245 + 12345)
+        fixture_put(path, &any[(n >> 16) % LEN(any)]);
+}
+
+/* An index that names the file itself, as some repositories have it. */
+static void name_by_index(const char *path, const fixture_generation *generation) {
+    char text[512] = "{\"weight_map\": {";
+    for (size_t i = 0; i < generation->tensors; i++)
+        snprintf(text + strlen(text), sizeof(text) - strlen(text), "%s\"t%zu\": \"model.safetensors\"", i ? ", " : "", i);
+    strcat(text, "}}");
+    char index[512];
+    snprintf(index, sizeof(index), "%s.index.json", path);
+    fixture_write_bytes(index, text, strlen(text));
+}
+
+/* Nobody tidies up between two crashes. */
+static void kill_again_and_again_whatever_is_written(void) {
+    const char *path = fixture_model_in("chain");
+    fixture_put_quickly(path, &any[0]);
+    for (int i = 0; i < rounds(200); i++) {
+        fflush(NULL);
+        const pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            write_any(path, (unsigned)i * 7919);
+        }
+        nanosleep(&(struct timespec){0, (long)random_below(8000) * 1000}, NULL);
         CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
-        fixture_found(path, two, 2);
+        found_by_each(path, any, LEN(any));
+        if (i % 8 == 7) {
+            const fixture_generation *one = &any[i / 8 % 2];
+            fixture_put(path, one);
+            fixture_only(path, one);
+            if (i % 16 == 7)
+                name_by_index(path, one);
+            found_by_each(path, any, LEN(any));
+        }
     }
-    fixture_put_quickly(path, &other);
-    fixture_put_quickly(path, &one);
-    CHECK(fixture_found(path, two, 2) == &two[0]);
-    fixture_only(path, &one);
+    for (size_t i = 0; i < LEN(any); i++) {
+        fixture_put(path, &any[i]);
+        fixture_only(path, &any[i]);
+    }
 }
 
 static const test_case cases[] = {
@@ -129,7 +181,7 @@ static const test_case cases[] = {
     CASE(kill_while_a_large_file_is_replaced),
     CASE(kill_while_shards_are_replaced_by_namesakes),
     CASE(kill_while_shards_are_replaced_by_others),
-    CASE(kill_while_shards_and_a_file_replace_each_other),
+    CASE(kill_again_and_again_whatever_is_written),
 };
 
 TEST_MAIN(cases)

@@ -283,9 +283,10 @@ st_status fixture_go_on(fixture_writing *writing, st_error *error) {
     }
     const size_t pieces = generation->streamed ? 2 * generation->tensors : 0;
     for (; status == ST_OK && writing->pieces < pieces; writing->pieces += status == ST_OK) {
-        const size_t i = writing->pieces % generation->tensors;
+        const bool in_turns = generation->streamed == 1;
+        const size_t i = in_turns ? writing->pieces % generation->tensors : writing->pieces / 2;
         const unsigned char *data = fixture_run(fixture_shift(generation, i), nbytes);
-        const bool first = writing->pieces < generation->tensors;
+        const bool first = in_turns ? writing->pieces < generation->tensors : writing->pieces % 2 == 0;
         snprintf(name, sizeof(name), tensor_name, i);
         status = st_writer_write(writing->writer, name, first ? data : data + half, first ? half : nbytes - half, error);
     }
@@ -336,7 +337,11 @@ static const char *index_of(const char *path) {
 
 const fixture_generation *fixture_found(const char *path, const fixture_generation *generations, size_t len) {
     const char *index = index_of(path);
-    st_checkpoint *checkpoint = fixture_open_path(index ? index : path, ST_STORAGE_AUTO, 0);
+    return fixture_found_at(index ? index : path, generations, len);
+}
+
+const fixture_generation *fixture_found_at(const char *path, const fixture_generation *generations, size_t len) {
+    st_checkpoint *checkpoint = fixture_open_path(path, ST_STORAGE_AUTO, 0);
     const char *number = st_metadata_get(checkpoint, "generation");
     CHECK(number);
     const fixture_generation *found = NULL;

@@ -85,7 +85,7 @@ typedef struct fixture_generation {
     size_t tensors, nbytes;
     size_t shards;  /* which have as many tensors each; 0: one file, and no max_shard_bytes */
     uint32_t flags; /* ST_WRITE_* */
-    int streamed;   /* declared, and written in turns, in two pieces each */
+    int streamed;   /* 1: declared, and written in turns, in two pieces each; 2: one after the other, in two pieces each */
 } fixture_generation;
 
 /* Where byte 0 of a tensor of a generation lies among those of fixture_byte. */
@@ -114,6 +114,9 @@ void fixture_put_quickly(const char *path, const fixture_generation *generation)
 
 /* Which of these generations is found, through the index if there is one; all of it must be there. */
 const fixture_generation *fixture_found(const char *path, const fixture_generation *generations, size_t len);
+
+/* The same of what this path leads to, which may also be an index or a folder. */
+const fixture_generation *fixture_found_at(const char *path, const fixture_generation *generations, size_t len);
 
 /* Removes all files in the folder of path. */
 void fixture_empty(const char *path);

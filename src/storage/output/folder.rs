@@ -1,7 +1,7 @@
 //! The folder of an output, by descriptor.
 
 use super::lock::Lock;
-use super::refused::{cannot_sync, is_refused};
+use super::refused::{is_refused, is_unsupported};
 use crate::process::Process;
 use crate::storage::pread::FileId;
 use crate::storage::{FileKind, StorageError};
@@ -149,7 +149,7 @@ impl OutputFolder {
     pub(crate) fn sync(&self) -> Result<(), StorageError> {
         match self.folder.sync_all() {
             // Some file systems cannot sync folders, and need not.
-            Err(error) if !cannot_sync(&error) && error.raw_os_error() != Some(libc::EROFS) => {
+            Err(error) if !is_unsupported(&error) && error.raw_os_error() != Some(libc::EROFS) => {
                 Err(StorageError::io("sync the folder", error))
             }
             _ => Ok(()),

@@ -21,9 +21,9 @@ pub(crate) fn cannot_link(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMLINK | libc::EXDEV)) || is_refused(error)
 }
 
-/// Whether a file, or a folder, cannot be synced at all. EPERM is none of these: a sandbox that forbids it takes away the promise that a
-/// checkpoint lasts, and whoever can do without that promise says so by an option.
-pub(super) fn cannot_sync(error: &io::Error) -> bool {
+/// Whether an error says that there is no such call here; EPERM and EACCES, which others can take back, are none of these. So a sync that a
+/// sandbox forbids is an error: it takes away the promise that a checkpoint lasts, and whoever can do without says so by an option.
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP))
 }
 
@@ -41,12 +41,12 @@ mod tests {
         for real in [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EBADF, libc::ENOMEM] {
             let error = io::Error::from_raw_os_error(real);
             assert!(!is_refused(&error) && !is_position_refused(&error), "{error}");
-            assert!(!cannot_sync(&error) && !means_nothing_at_close(&error), "{error}");
+            assert!(!is_unsupported(&error) && !means_nothing_at_close(&error), "{error}");
         }
         for refused in [libc::EPERM, libc::ENOSYS, libc::EOPNOTSUPP, libc::EINVAL] {
             let error = io::Error::from_raw_os_error(refused);
             assert!(is_refused(&error) && is_position_refused(&error));
-            assert_eq!(cannot_sync(&error), refused != libc::EPERM);
+            assert_eq!(is_unsupported(&error), refused != libc::EPERM);
             assert_eq!(means_nothing_at_close(&error), refused == libc::ENOSYS);
         }
     }

@@ -4,7 +4,7 @@ use super::folder::{checked, Existing, OutputFolder};
 use super::lock::{try_lock, Tried};
 use super::names::TemporaryNames;
 use super::order::{Order, Progress};
-use super::refused::{cannot_sync, is_position_refused, is_refused, means_nothing_at_close};
+use super::refused::{is_position_refused, is_refused, is_unsupported, means_nothing_at_close};
 use super::write::{append, write_all_at, DontCache};
 use crate::storage::pread::{read_exact_at, FileId};
 use crate::storage::StorageError;
@@ -59,7 +59,7 @@ impl Temporary {
             let open = |access| folder.open_file(&name, access | libc::O_CREAT | libc::O_EXCL, mode);
             let file = match open(libc::O_RDWR) {
                 // Where files are only written, or only read, at a time.
-                Err(error) if is_refused(&error) => open(libc::O_WRONLY).map_err(|_| error),
+                Err(error) if is_unsupported(&error) => open(libc::O_WRONLY).map_err(|_| error),
                 opened => opened,
             };
             let file = match file {
@@ -226,7 +226,7 @@ impl Temporary {
     pub(crate) fn sync(&self, waits: bool) -> Result<(), StorageError> {
         if waits {
             match self.file.sync_all() {
-                Err(error) if !cannot_sync(&error) => return Err(StorageError::io("sync", error)),
+                Err(error) if !is_unsupported(&error) => return Err(StorageError::io("sync", error)),
                 _ => {}
             }
         }
