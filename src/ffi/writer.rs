@@ -15,10 +15,13 @@ use std::ffi::{c_char, c_void, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Mutex, MutexGuard};
 
-/// A checkpoint that is being written. Not reference counted: it belongs to whoever opened it, and is freed by st_writer_finish when that
-/// succeeds, or by st_writer_abort. Calls on one writer may come from any threads; they wait for one another, and none may come after, or
-/// at the same time as, the call that frees it. After fork() only one of the two processes may go on with it, and the other must not even
-/// abort it.
+/// A checkpoint that is being written. Not reference counted: it belongs to whoever opened it, and is
+/// freed by st_writer_finish when that succeeds, or by st_writer_abort. Calls on one writer may come
+/// from any threads; they wait for one another, and none may come after, or at the same time as, the
+/// call that frees it.
+///
+/// It also belongs to the process that opened it. In a child made by fork() each call fails with
+/// ST_ERR_UNSUPPORTED, and st_writer_abort frees memory and removes nothing.
 pub struct st_writer {
     _opaque: [u8; 0],
 }
@@ -71,12 +74,15 @@ unsafe impl Options for st_writer_options {
 /// to the new one; otherwise these follow the umask. Owner, group, access control lists and other attributes are those of any new file. A
 /// symbolic link is replaced itself, and what it leads to stays as it is.
 ///
-/// The writer makes temporary files beside path, whose names begin with a dot and end with ".st-tmp". They go with the writer. If the
-/// process dies they stay until the next writer opens the same path (on file systems without flock(2), until somebody removes them).
-/// Two writers of the same path do not disturb each other; who finishes last wins. While several files are put in their places, other
-/// writers wait: for this the folder is locked with flock(2). All of this is so among processes that see one another's locks. Where locks
-/// are kept to one host (NFS with local_lock, Lustre with localflock) and writers on several hosts have the same path at the same time, one
-/// may remove temporary files of the other, which then fails, and their shards may be mixed: see to it that one comes after the other.
+/// The writer makes temporary files beside path, whose names begin with a dot and end with ".st-tmp".
+/// They go with the writer. If the process dies they stay until the next writer opens the same path
+/// (on file systems without flock(2), until somebody removes them). Two writers of the same path do
+/// not disturb each other; who finishes last wins. While one of them puts its files in their places,
+/// the others wait: for this the folder is locked with flock(2). All of this is so among processes
+/// that see one another's locks. Where locks are kept to one host (NFS with local_lock, Lustre with
+/// localflock) or refused, and several processes write the same path at the same time, one may remove
+/// temporary files of the other, which then fails, and their files may be mixed: see to it that one
+/// comes after the other.
 ///
 /// With max_shard_bytes tensors are dealt to shards in the order in which they are added or declared, by the rule of huggingface_hub: one that
 /// is larger than that has a shard of its own, and another shard is begun when a tensor would not fit. If there is one shard, it is the
@@ -85,16 +91,33 @@ unsafe impl Options for st_writer_options {
 /// writes it, through which st_open opens them. (".safetensors" is added to the names if path does not end with it.) Each shard has all of
 /// the metadata. Where its name is new it gets the permissions that the files of the old checkpoint have in common.
 ///
-/// At any moment, also after a crash, the index names complete shards of one checkpoint, the old or the new. (For a moment it names the
-/// temporary files of the new one, and lists in its metadata, as "safetensors_lazy.unnamed", what is still to be put in place or to be
-/// removed; after a crash this lasts until the next writer of the same path finishes.) A program that reads the index at that moment, and
-/// opens the shards a moment later, may find some of the one and some of the other. On a file system without hard links (link(2)), and there
-/// only, there is no index while shards replace others of the same names, and a crash in that moment leaves shards of both and no index;
-/// and shards that lose their index in a crash stay until somebody removes them.
+/// At any moment, also after a crash, and after any number of crashes, the path, the index and the
+/// folder each open as the old checkpoint or as the new one. A file is replaced by a rename where there
+/// is no index. Everything else begins and ends with the index. For a moment it names the temporary
+/// files of the new checkpoint, and lists in its metadata, as "safetensors_lazy.unnamed", what is still
+/// to be put in place or to be removed; after a crash this lasts until the next writer of the same path
+/// finishes. A program that reads the index at that moment, and opens the shards a moment later, may
+/// find some of the one and some of the other.
 ///
-/// A file at path itself stays. Shards that the old index names, and that are not part of the new checkpoint, are removed, and so is the
-/// old index itself when one file is the result. Only files named ".../model-xxxxx-of-xxxxx.safetensors" are. A shard has a descriptor
-/// open until the end.
+/// In the end there is the file or the index with its shards, never a pair that disagrees. Shards that
+/// the old index names, and that are not part of the new checkpoint, are removed; only files named
+/// ".../model-xxxxx-of-xxxxx.safetensors" are. Shards replace a file at path itself, which is removed.
+/// A file replaces shards and their index. The index stays, and names the file, if the folder has other
+/// files named "*.safetensors", which a reader of the folder could not tell from the checkpoint. An
+/// index of another name that names the file is not looked at: replace a single shard of a checkpoint
+/// only by one that has the same tensors. A shard has a descriptor open until the end.
+///
+/// A file system, or a sandbox, may lack things. Without preallocation a full disk is found later.
+/// Without locks, see above. Permissions that cannot be set are left, if the new file permits no more
+/// than the old one. Files that can only be appended to are written from front to back by one thread:
+/// tensors that are declared must then be written in the order in which they lie in the file, and
+/// cannot have checksums. A file system that cannot replace a file by rename(2) cannot be written to.
+/// Without hard links (link(2)), and there only:
+/// - while shards replace others of the same names, or come to a path where nothing was, the index
+///   names files that are on their way, and neither it nor the folder can be opened; a crash in that
+///   moment leaves it so until the next writer of the same path finishes;
+/// - a crash while a file replaces shards can leave the new file beside the index of the old shards,
+///   and one while shards replace others can leave shards that no index names.
 ///
 /// options: NULL for the defaults.
 /// out: receives the handle, to be freed by st_writer_finish or st_writer_abort; NULL on failure.
@@ -226,6 +249,8 @@ pub unsafe extern "C" fn st_writer_declare(
 /// ST_ERR_HEADER_TOO_LARGE: the header would be longer than 100,000,000 bytes.
 /// ST_ERR_IO: the disk is full (os_error is ENOSPC or EDQUOT) or failed, or there are more shards than descriptors (EMFILE); or an earlier
 /// st_writer_finish failed for good.
+/// ST_ERR_UNSUPPORTED: the file system takes the bytes of a file in their order only, and these are not
+/// the next ones.
 /// ST_ERR_HEADER_UTF8: the name is not UTF-8. ST_ERR_NO_MEMORY: no memory for the layout.
 /// ST_ERR_INVALID_ARGUMENT: a NULL; the tensor was added, and has all of its bytes.
 #[no_mangle]
@@ -255,9 +280,9 @@ pub unsafe extern "C" fn st_writer_write(
 ///
 /// What is found after a failure is what was there before, unless the message says otherwise. "The new checkpoint is in place": all of it is
 /// found at the path, or by the index; but files may still have temporary names besides, or only these, and old shards, or the index of
-/// shards that one file replaces, may still be there, which the next call, or the next writer, puts in order. "The index is gone": shards were
-/// to replace others of the same names on a file system without hard links, and until this function is called again and succeeds, or another
-/// writer has, there is no checkpoint.
+/// shards that one file replaces, may still be there, which the next call, or the next writer, puts in
+/// order. "The index names files that are not in place": the file system has no hard links, and until
+/// this function is called again and succeeds, or another writer has, there is no checkpoint.
 ///
 /// The progress of the task counts the bytes of tensors that were added, which are written, those of all tensors again if checksums are
 /// asked for, which are read, and all tensors. Memory of up to 16 MiB is used besides.
@@ -265,10 +290,14 @@ pub unsafe extern "C" fn st_writer_write(
 /// ST_ERR_INCOMPLETE: a tensor that was declared lacks bytes; the message names it and says how many.
 /// ST_ERR_CANCELLED: the task was cancelled. As this lasts, all that is left is st_writer_abort.
 /// ST_ERR_IO: the disk is full (os_error is ENOSPC or EDQUOT) or failed, or the file would be larger than it may be (EFBIG); or
-/// permissions have changed meanwhile; or somebody has removed a temporary file (ENOENT); or, with max_shard_bytes, somebody else has had the
-/// folder locked for 30 seconds (ETIMEDOUT). If it is fsync(2) that failed, what was written may be lost, now or later, and the system
-/// would not say so a second time: the writer then fails for good, each time with the same os_error. If the message says that the new
-/// checkpoint is in place, it is, but might not be after a crash of the system.
+/// permissions have changed meanwhile; or somebody has removed a temporary file (ENOENT); or somebody
+/// else has had the folder locked for 30 seconds (ETIMEDOUT); or the file system cannot replace a file
+/// by rename(2). If it is fsync(2) or close(2) that failed, what was written may be lost, now or later,
+/// and the system would not say so a second time: the writer then fails for good, each time with the
+/// same os_error. If the message says that the new checkpoint is in place, it is, but might not be
+/// after a crash of the system.
+/// ST_ERR_UNSUPPORTED: the file system takes the bytes of a file in their order only, and these are not
+/// the next ones; or this is a child of the process that opened the writer.
 /// ST_ERR_NOT_A_FILE: what is no file has come to where a file should go.
 /// ST_ERR_HEADER_TOO_LARGE: the header would be longer than 100,000,000 bytes.
 /// ST_ERR_NO_MEMORY: no memory for the layout or a block. ST_ERR_INVALID_ARGUMENT: a NULL.
@@ -285,6 +314,7 @@ pub unsafe extern "C" fn st_writer_finish(writer: *mut st_writer, err: *mut st_e
 }
 
 /// Gives up: frees the writer and removes its temporary files. NULL is fine. What is at the path stays.
+/// In a child of the process that opened the writer nothing is removed.
 ///
 /// (If st_writer_finish has failed when the new checkpoint was in place, the index may name temporary files. These stay: they are the
 /// checkpoint, and complete. The next writer of the same path removes them when it has replaced them.)

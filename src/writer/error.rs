@@ -14,7 +14,8 @@ pub enum Found {
     Old,
     /// All of the new checkpoint.
     New,
-    /// No index: shards are replaced by others of the same names where files cannot have two names.
+    /// An index that names files which are on their way: where files cannot have two names, shards are replaced by others of the same
+    /// names, or come to where there was no checkpoint.
     Neither,
 }
 
@@ -205,12 +206,13 @@ impl Display for WriterError {
                     Found::Old => "what was written may be lost: begin anew with another writer",
                     Found::New => "the new checkpoint is in place, but perhaps not after a crash of the system",
                     Found::Neither => {
-                        "the index is gone, and what was written may be lost: begin anew with another writer"
+                        "the index names files that are not in place, and what was written may be lost: begin anew with \
+                         another writer"
                     }
                 })
             }
             E::Unfinished { source, found: Found::Neither } => {
-                write!(f, "{source}; the index is gone until there is the new one: finish again")
+                write!(f, "{source}; the index names files that are not in place yet: finish again")
             }
             E::Unfinished { source, .. } => {
                 write!(f, "{source}; the new checkpoint is in place, but not all files are in order: finish again")

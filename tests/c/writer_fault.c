@@ -777,15 +777,17 @@ static void added_and_streamed_in_order(void) {
     }
 }
 
-/* Where everybody may do everything with each new file, what was private must not become so. */
+/* A new file that is more private than the old one stays so. But where everybody may do everything with each new file, what was private must
+ * not become so. */
 static void permissions_that_cannot_be_kept(void) {
     const mode_t before = umask(0);
     for (size_t k = 0; k < LEN(refusals); k++)
-        for (int is_private = 0; is_private < 2; is_private++) {
+        for (int way = 0; way < 3; way++) {
+            const bool is_private = way == 2;
             choose(&replacements[0], "modes");
             begin();
             CHECK(chmod(now.path, is_private ? 0600 : 0666) == 0);
-            faults.all_files_open = true;
+            faults.all_files_open = way > 0;
             faults.refused_calls = (const bool[CALLS]){[MODE] = true};
             faults.os_error = refusals[k];
             if (!is_private) {

@@ -163,7 +163,7 @@ fn has_a_pair_that_disagrees(folder: &Path) -> bool {
     let (Ok(index), true) = (fs::read(index_in(folder)), file_in(folder).exists()) else { return false };
     let knows = |name: &str| name == "model.safetensors";
     let names_it = crate::format::Index::parse(&index).unwrap().shards().any(knows);
-    !names_it && !crate::format::unnamed(&index).iter().any(|name| knows(name))
+    !names_it && !crate::format::unnamed(&index).unwrap().iter().any(|name| knows(name))
 }
 
 /// Does the steps one by one, and looks after each of them; gives how often.
@@ -317,7 +317,15 @@ fn a_reader_that_opens_all_the_while_finds_whole_checkpoints() {
                 for kind in
                     [KINDS[round % 4], Kind::Shards(3), Kind::File, Kind::Shard, Kind::Shards(2), Kind::Shards(2)]
                 {
-                    writer_of(folder, kind, 1 + (round % 3) as u8).publish().unwrap();
+                    let generation = 1 + (round % 3) as u8;
+                    writer_of(folder, kind, generation).publish().unwrap();
+                    if let Kind::File = kind {
+                        // An index that names the file itself comes to its place, too.
+                        let index = format!("{{\"weight_map\": {{\"{generation}.0\": \"model.safetensors\"}}}}");
+                        fs::write(folder.join("index"), index).unwrap();
+                        fs::rename(folder.join("index"), index_in(folder)).unwrap();
+                    }
+                    writer_of(folder, Kind::Shard, 1 + generation % 3).publish().unwrap();
                 }
                 if reader.is_finished() {
                     break;
