@@ -152,17 +152,22 @@ pub unsafe extern "C" fn st_tensor_read(
     }
 }
 
-/// Exports a tensor or a slice of it as DLPack 1.1 tensor, in place: strided where the slice is, never copied beyond what st_tensor_ptr
-/// copies.
+/// Exports a tensor or a slice of it as a DLPack 1.1 tensor, in place: strided where the slice is, never copied beyond what
+/// st_tensor_ptr copies.
 ///
-/// ranges, rank: as for st_tensor_view, without the limit of ST_MAX_RANK. out: receives the tensor, which the caller must free by its
-/// deleter, from any thread, also after st_close: it holds a reference of its own. strides are always filled in, byte_offset is 0,
-/// data is NULL if there are no elements, the device is the CPU, and DLPACK_FLAG_BITMASK_READ_ONLY is set unless opened with
-/// ST_OPEN_COPY_ON_WRITE. Elements of 4 and 6 bits are packed.
+/// ranges, rank: as for st_tensor_view, without the limit of ST_MAX_RANK.
+/// out: receives the tensor. The caller must free it by its deleter, from any thread, also after st_close: the tensor holds
+/// a reference to the checkpoint. NULL on failure.
+///
+/// `strides` are always filled in, `byte_offset` is 0, `data` is NULL if there are no elements, and the device is the CPU.
+/// DLPACK_FLAG_BITMASK_READ_ONLY is set, unless the checkpoint was opened with ST_OPEN_COPY_ON_WRITE.
+///
+/// F4 is exported as torch exports it: an element has 4 bits and two lanes, and the last dimension is half as long. [2,4] of
+/// F4 becomes [2,2]. F6 is exported packed, 4 elements in 3 bytes. Every other element has one lane.
 ///
 /// ST_ERR_OUT_OF_RANGE, ST_ERR_MISALIGNED, ST_ERR_NO_MEMORY, ST_ERR_IO, ST_ERR_TRUNCATED, ST_ERR_BUDGET: as for
 /// st_tensor_view.
-/// ST_ERR_UNSUPPORTED: a dimension is 2^63 or more, which DLPack cannot express.
+/// ST_ERR_UNSUPPORTED: a dimension is 2^63 or more; or the last dimension of F4 is odd.
 /// ST_ERR_INVALID_ARGUMENT: a NULL.
 #[no_mangle]
 pub unsafe extern "C" fn st_tensor_dlpack(
@@ -186,9 +191,12 @@ pub unsafe extern "C" fn st_tensor_dlpack(
     }
 }
 
-/// As st_tensor_dlpack, in the form that DLPack had before version 1.0, for consumers that take nothing else. That form can say
-/// neither that memory is read-only, so the consumer must not write to it, nor that elements have 4, 6 or 8-bit float types:
-/// those are ST_ERR_UNSUPPORTED.
+/// As st_tensor_dlpack, in the form that DLPack had before version 1.0, for consumers that take nothing else: jax and
+/// MindSpore. It has the same element types, except F6. This form cannot say that memory is read-only: the consumer must not
+/// write to it.
+///
+/// ST_ERR_UNSUPPORTED: as for st_tensor_dlpack; or the elements are F6, since this form cannot say that they are packed.
+/// Other errors: as for st_tensor_dlpack.
 #[no_mangle]
 pub unsafe extern "C" fn st_tensor_dlpack_unversioned(
     checkpoint: *mut st_checkpoint,

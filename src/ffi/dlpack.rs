@@ -3,7 +3,7 @@
 //! The structs are those of `dlpack.h` 1.1 (<https://github.com/dmlc/dlpack>); `tests/c/dlpack.c` holds their layout against it.
 
 use super::guard::guard_value;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::Error;
 use crate::format::Dtype;
 use crate::quote::excerpt;
@@ -89,16 +89,17 @@ pub(super) fn export(
     Ok(Box::into_raw(Box::new(managed)))
 }
 
-/// As [`export`], in the form before version 1.0, which has no element types of less than 16-bit floats.
+/// As [`export`], in the form before version 1.0.
 pub(super) fn export_unversioned(
     checkpoint: Arc<Checkpoint>,
     index: usize,
     ranges: &[Range<u64>],
 ) -> Result<*mut DLManagedTensor, Error> {
     let tensor = checkpoint.tensor_at(index)?;
-    if code_of(tensor.dtype()) > LAST_UNVERSIONED_CODE {
-        let what = "a DLPack tensor of the form before version 1.0";
-        return Err(Error::Unsupported { tensor: excerpt(tensor.name()), dtype: tensor.dtype(), what });
+    // Only the versioned form can say whether elements of less than a byte are packed. Pairs of F4 fill bytes, so that
+    // the question does not arise; no consumer takes F6 in this form.
+    if matches!(tensor.dtype(), Dtype::F6_E2M3 | Dtype::F6_E3M2) {
+        return Err(unsupported(&tensor, "a DLPack tensor of the form before version 1.0"));
     }
     let (dl_tensor, context) = prepare(checkpoint, index, ranges)?;
     let manager_ctx = Box::into_raw(context).cast();
@@ -113,11 +114,7 @@ fn prepare(
 ) -> Result<(DLTensor, Box<Context>), Error> {
     let tensor = checkpoint.tensor_at(index)?;
     let view = checkpoint.tensor_view(index, ranges)?;
-    let too_large = |_| Error::Unsupported {
-        tensor: excerpt(tensor.name()),
-        dtype: tensor.dtype(),
-        what: "a DLPack tensor: its shape is beyond 63 bits",
-    };
+    let too_large = |_| unsupported(&tensor, "a DLPack tensor: its shape is beyond 63 bits");
     let rank = view.shape().len();
     let ndim = i32::try_from(rank).map_err(too_large)?;
     let mut dims: Vec<i64> = Vec::new();
@@ -128,9 +125,13 @@ fn prepare(
     }
     // Beyond 63 bits only where there are no elements to stride over.
     dims.extend(view.strides().iter().map(|stride| i64::try_from(*stride).unwrap_or(0)));
+    let lanes = lanes_of(view.dtype());
+    if lanes > 1 && !join_lanes(&mut dims, rank, i64::from(lanes)) {
+        return Err(unsupported(&tensor, "a DLPack tensor: two elements are one, and its last dimension is odd"));
+    }
     dims.resize(len, 0);
     let data = if view.nbytes() == 0 { null_mut() } else { view.as_mut_ptr().cast() };
-    let dtype = DLDataType { code: code_of(view.dtype()), bits: view.dtype().bits() as u8, lanes: 1 };
+    let dtype = DLDataType { code: code_of(view.dtype()), bits: view.dtype().bits() as u8, lanes };
 
     let mut context = Box::new(Context { _checkpoint: Arc::clone(&checkpoint), dims: dims.into_boxed_slice() });
     let shape = context.dims.as_mut_ptr();
@@ -138,8 +139,32 @@ fn prepare(
     Ok((DLTensor { data, device: CPU, ndim, dtype, shape, strides, byte_offset: 0 }, context))
 }
 
-/// The last `DLDataTypeCode` that was in use before DLPack could state its version: `kDLBool`.
-const LAST_UNVERSIONED_CODE: u8 = 6;
+fn unsupported(tensor: &Tensor<'_>, what: &'static str) -> Error {
+    Error::Unsupported { tensor: excerpt(tensor.name()), dtype: tensor.dtype(), what }
+}
+
+/// How many of our elements are one of DLPack's. F4 goes in pairs, each a byte: torch, which is the consumer of F4, takes
+/// and exports nothing else.
+fn lanes_of(dtype: Dtype) -> u16 {
+    match dtype {
+        Dtype::F4 => 2,
+        _ => 1,
+    }
+}
+
+/// Makes a shape and strides, which lie one after the other in `dims`, those of elements of several lanes. Returns `false`
+/// where lanes are left over in the last dimension. (All other strides between elements are whole bytes, or the view would
+/// have been refused. That of a dimension of one element may be odd; nothing is ever multiplied with it.)
+fn join_lanes(dims: &mut [i64], rank: usize, lanes: i64) -> bool {
+    let (shape, strides) = dims.split_at_mut(rank.min(dims.len()));
+    let (Some(last), Some((_, outer))) = (shape.last_mut(), strides.split_last_mut()) else { return false };
+    if *last % lanes != 0 {
+        return false;
+    }
+    *last /= lanes;
+    outer.iter_mut().for_each(|stride| *stride /= lanes);
+    true
+}
 
 /// `DLDataTypeCode` of dlpack.h 1.1.
 fn code_of(dtype: Dtype) -> u8 {

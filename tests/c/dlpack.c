@@ -24,10 +24,14 @@ static st_checkpoint *open_one(const char *dtype, const char *shape, size_t nbyt
     return fixture_open(&fixture, storage, 0);
 }
 
-static void check_fields(const DLTensor *tensor, size_t dtype, int32_t ndim) {
+/* A [2,4] tensor: two F4 elements are one of DLPack's, as in torch. */
+static void check_fields(const DLTensor *tensor, size_t dtype) {
+    const int lanes = dtypes[dtype].dtype == ST_DTYPE_F4 ? 2 : 1;
     CHECK(tensor->device.device_type == kDLCPU && tensor->device.device_id == 0);
-    CHECK(tensor->dtype.code == dtypes[dtype].code && tensor->dtype.bits == dtypes[dtype].bits && tensor->dtype.lanes == 1);
-    CHECK(tensor->ndim == ndim && tensor->byte_offset == 0 && tensor->shape && tensor->strides);
+    CHECK(tensor->dtype.code == dtypes[dtype].code && tensor->dtype.bits == dtypes[dtype].bits);
+    CHECK(tensor->dtype.lanes == lanes && tensor->ndim == 2 && tensor->byte_offset == 0);
+    CHECK(tensor->shape[0] == 2 && tensor->shape[1] == 4 / lanes);
+    CHECK(tensor->strides[0] == 4 / lanes && tensor->strides[1] == 1);
 }
 
 static void fields_of_every_dtype(void) {
@@ -39,10 +43,8 @@ static void fields_of_every_dtype(void) {
         OK(st_tensor_dlpack(checkpoint, 0, NULL, 0, &managed, &err));
         CHECK(managed->version.major == 1 && managed->version.minor == 1);
         CHECK(managed->flags == DLPACK_FLAG_BITMASK_READ_ONLY);
-        check_fields(&managed->dl_tensor, i, 2);
+        check_fields(&managed->dl_tensor, i);
         CHECK(managed->dl_tensor.data == data);
-        CHECK(managed->dl_tensor.shape[0] == 2 && managed->dl_tensor.shape[1] == 4);
-        CHECK(managed->dl_tensor.strides[0] == 4 && managed->dl_tensor.strides[1] == 1);
         managed->deleter(managed);
         st_close(checkpoint);
     }
@@ -52,18 +54,79 @@ static void unversioned_of_every_dtype(void) {
     for (size_t i = 0; i < LEN(dtypes); i++) {
         st_checkpoint *checkpoint = open_one(dtypes[i].name, "[2,4]", dtypes[i].bits, ST_STORAGE_AUTO);
         struct DLManagedTensor *managed = (struct DLManagedTensor *)&managed;
-        /* 6 is the last type, kDLBool, that there was before DLPack 1.0. */
-        if (dtypes[i].code <= 6) {
+        if (dtypes[i].bits != 6) {
             const void *data;
             OK(st_tensor_ptr(checkpoint, 0, &data, NULL, &err));
             OK(st_tensor_dlpack_unversioned(checkpoint, 0, NULL, 0, &managed, &err));
-            check_fields(&managed->dl_tensor, i, 2);
-            CHECK(managed->dl_tensor.data == data && managed->dl_tensor.strides[0] == 4);
+            check_fields(&managed->dl_tensor, i);
+            CHECK(managed->dl_tensor.data == data);
             managed->deleter(managed);
         } else {
             FAILS(ST_ERR_UNSUPPORTED, st_tensor_dlpack_unversioned(checkpoint, 0, NULL, 0, &managed, &err));
             SAYS(dtypes[i].name);
             CHECK(managed == NULL);
+        }
+        st_close(checkpoint);
+    }
+}
+
+/* Slices of F4, in both forms: the shape and strides of pairs, or the status that refuses them. */
+static void pairs_of_f4(void) {
+    static const struct {
+        const char *shape;
+        size_t nbytes;
+        st_range ranges[3];
+        size_t ndim;
+        st_status status;
+        int64_t dims[3], strides[3], offset;
+    } slices[] = {
+        {"[2,4]", 4, {{1, 2}, {0, 4}}, 2, ST_OK, {1, 2}, {2, 1}, 2},
+        {"[2,4]", 4, {{0, 2}, {2, 4}}, 2, ST_OK, {2, 1}, {2, 1}, 1},
+        {"[2,4]", 4, {{0, 2}, {1, 3}}, 2, ST_ERR_MISALIGNED, {0}, {0}, 0},
+        {"[2,4]", 4, {{0, 2}, {0, 3}}, 2, ST_ERR_MISALIGNED, {0}, {0}, 0},
+        {"[2,4]", 4, {{1, 1}, {0, 4}}, 2, ST_OK, {0, 2}, {2, 1}, 0},
+        {"[6]", 3, {{2, 6}}, 1, ST_OK, {2}, {1}, 1},
+        {"[2,3,4]", 12, {{0, 2}, {1, 3}, {2, 4}}, 3, ST_OK, {2, 2, 1}, {6, 2, 1}, 3},
+        /* Whole bytes, but rows that begin in the middle of one. */
+        {"[4,3]", 6, {{0, 4}, {0, 3}}, 2, ST_ERR_UNSUPPORTED, {0}, {0}, 0},
+        {"[4,3]", 6, {{2, 4}, {0, 3}}, 2, ST_ERR_UNSUPPORTED, {0}, {0}, 0},
+        {"[4,3]", 6, {{0, 4}, {0, 2}}, 2, ST_ERR_MISALIGNED, {0}, {0}, 0},
+        {"[4,3]", 6, {{2, 3}, {0, 2}}, 2, ST_OK, {1, 1}, {1, 1}, 3},
+        {"[4,1]", 2, {{0, 4}, {0, 1}}, 2, ST_ERR_UNSUPPORTED, {0}, {0}, 0},
+        {"[0,4]", 0, {{0, 0}, {0, 4}}, 2, ST_OK, {0, 2}, {2, 1}, 0},
+        {"[0,3]", 0, {{0, 0}, {0, 3}}, 2, ST_ERR_UNSUPPORTED, {0}, {0}, 0},
+        {"[2,0]", 0, {{0, 2}, {0, 0}}, 2, ST_OK, {2, 0}, {0, 1}, 0},
+    };
+    for (size_t i = 0; i < LEN(slices); i++) {
+        const size_t ndim = slices[i].ndim;
+        st_checkpoint *checkpoint = open_one("F4", slices[i].shape, slices[i].nbytes, ST_STORAGE_AUTO);
+        const void *data;
+        struct DLManagedTensorVersioned *managed = (struct DLManagedTensorVersioned *)&managed;
+        struct DLManagedTensor *old = (struct DLManagedTensor *)&old;
+        OK(st_tensor_ptr(checkpoint, 0, &data, NULL, &err));
+        if (slices[i].status != ST_OK) {
+            FAILS(slices[i].status, st_tensor_dlpack(checkpoint, 0, slices[i].ranges, ndim, &managed, &err));
+            SAYS("F4");
+            FAILS(slices[i].status, st_tensor_dlpack_unversioned(checkpoint, 0, slices[i].ranges, ndim, &old, &err));
+            SAYS("F4");
+            CHECK(managed == NULL && old == NULL);
+        } else {
+            OK(st_tensor_dlpack(checkpoint, 0, slices[i].ranges, ndim, &managed, &err));
+            OK(st_tensor_dlpack_unversioned(checkpoint, 0, slices[i].ranges, ndim, &old, &err));
+            const DLTensor *const tensors[] = {&managed->dl_tensor, &old->dl_tensor};
+            for (size_t form = 0; form < LEN(tensors); form++) {
+                const DLTensor *tensor = tensors[form];
+                int is_empty = 0;
+                CHECK(tensor->ndim == (int32_t)ndim && tensor->dtype.lanes == 2 && tensor->dtype.bits == 4);
+                for (size_t dim = 0; dim < ndim; dim++) {
+                    CHECK(tensor->shape[dim] == slices[i].dims[dim]);
+                    CHECK(tensor->strides[dim] == slices[i].strides[dim]);
+                    is_empty |= tensor->shape[dim] == 0;
+                }
+                CHECK(is_empty ? tensor->data == NULL : tensor->data == (const char *)data + slices[i].offset);
+            }
+            managed->deleter(managed);
+            old->deleter(old);
         }
         st_close(checkpoint);
     }
@@ -202,6 +265,7 @@ static void outlives_the_handle(void) {
 static const test_case cases[] = {
     CASE(fields_of_every_dtype),
     CASE(unversioned_of_every_dtype),
+    CASE(pairs_of_f4),
     CASE(flags_tell_copy_on_write),
     CASE(scalar),
     CASE(tensor_without_elements_has_null_data),
