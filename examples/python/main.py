@@ -16,7 +16,7 @@ def main(path):
             print(f"  {tensor.dtype:<4} {str(list(tensor.shape)):<13} {name}")
         if len(model) > listed:
             print(f"  ... and {len(model) - listed} more")
-        print(sum(array.nbytes for array in model.values()), "bytes in all")
+        print(sum(model.tensor(name).nbytes for name in model), "bytes in all")
 
         for name in model:
             tensor = model.tensor(name)
