@@ -6,7 +6,7 @@ use crate::format::Header;
 /// Shards in their order. Tensors are numbered through them: those of the first in the order of its header, then those of the second.
 #[derive(Debug)]
 pub(super) struct Shards {
-    list: Box<[Shard]>,
+    list: Vec<Shard>,
     /// The number of the first tensor of each shard.
     first: Box<[usize]>,
     len: usize,
@@ -22,7 +22,7 @@ impl Shards {
             first.push(len);
             len += shard.header.len();
         }
-        Some(Shards { list: list.into_boxed_slice(), first: first.into_boxed_slice(), len })
+        Some(Shards { list, first: first.into_boxed_slice(), len })
     }
 
     /// Number of tensors in all shards.
