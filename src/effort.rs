@@ -12,7 +12,7 @@ const WORTH_THREADS: u64 = 1024 * 1024;
 const PER_THREAD: u64 = 256 * 1024;
 
 /// Storage that has let the thread wait is slow when this much time has gone by.
-const PATIENCE: Duration = Duration::from_millis(1);
+const WAIT_LIMIT: Duration = Duration::from_millis(1);
 
 /// Does `task` for each number below `len` on the calling thread, and on others from the moment on when it is worth their start: when
 /// much is left to be read, or when the storage turns out to be slow. Gives the outcomes in order, or the failure of the smallest
@@ -72,7 +72,7 @@ impl Effort {
         if bytes >= WORTH_THREADS {
             return workers_for(left).min(usize::try_from(bytes / PER_THREAD).unwrap_or(usize::MAX));
         }
-        match done > 0 && self.begun.elapsed() >= PATIENCE && self.has_waited() {
+        match done > 0 && self.begun.elapsed() >= WAIT_LIMIT && self.has_waited() {
             true => workers_for(left),
             false => 1,
         }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     fn a_while() {
-        thread::sleep(PATIENCE);
+        thread::sleep(WAIT_LIMIT);
     }
 
     #[test]
@@ -143,7 +143,7 @@ mod tests {
     fn waiting_is_done_by_several_threads_and_computing_is_not() {
         assert!(threads_of(8, 0, 1, a_while).len() > 1);
         // Another processor might have done this in the time: but as much as this is not expected of a few bytes.
-        let effort = Effort { begun: Instant::now() - 2 * PATIENCE, ..Effort::new(0) };
+        let effort = Effort { begun: Instant::now() - 2 * WAIT_LIMIT, ..Effort::new(0) };
         assert_eq!(effort.threads(1, 100), 1);
         a_while();
         assert!(effort.threads(1, 100) > 1);

@@ -52,6 +52,7 @@ pub mod ffi;
 pub mod format;
 mod hashing;
 mod load;
+mod path;
 mod process;
 mod quote;
 mod residency;

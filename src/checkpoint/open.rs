@@ -13,6 +13,7 @@ use super::Checkpoint;
 use crate::effort::with_threads_if_worth;
 use crate::error::Error;
 use crate::format::NameHasher;
+use crate::path::check_len;
 use crate::residency::Ledger;
 use crate::storage::{FileId, FileKind, Folder, Memory, ReadAhead, Scratch, Storage, StorageError, StorageOptions};
 use std::collections::BTreeMap;
@@ -50,6 +51,7 @@ impl Checkpoint {
     /// NUL.
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Checkpoint, Error> {
         let path = path.as_ref();
+        check_len(path)?;
         let c_path = c_path(path)?;
         let at_path = |source| Error::Storage { path: text(&c_path), tensor: None, source };
         // What the name suggests is tried first, and saves a look.

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::format::{header_len, unnamed, Header, Index, IndexError, MAX_INDEX_LEN, PREFIX_LEN};
+use crate::path::check_len;
 use crate::storage::output::{remove_leftovers, Existing, OutputFolder, TemporaryNames};
 use crate::storage::StorageError;
 use std::ffi::{CStr, CString};
@@ -49,6 +50,7 @@ pub(super) struct Target {
 impl Target {
     /// Looks at where a path leads, and finds early what could not be written.
     pub(super) fn open(path: &Path, is_sharded: bool) -> Result<Target, Error> {
+        check_len(path)?;
         let bytes = path.as_os_str().as_bytes();
         let text = path.to_string_lossy().into_owned();
         let refused = |what: &str| Error::InvalidArgument { what: format!("the path {what}") };
