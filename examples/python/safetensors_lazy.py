@@ -22,9 +22,10 @@ Arrays of BF16 and F8 need the package ml_dtypes, which has their types. numpy h
 F6, whose elements are packed. Tensor.bits() gives the bits of every type.
 
 Ctrl-C interrupts every call that takes long, within a moment. verify, Writer.finish and opening
-with verify="full" are cancelled, and have ended when KeyboardInterrupt is raised. Opening a file,
-Writer.write, and reading a tensor of a file that is not mapped cannot be cancelled: they end in the
-background, and their results are freed. No array is written to after the exception is handled.
+with verify="full" are cancelled, and have ended when KeyboardInterrupt is raised. Opening several
+files, Writer.write, and reading a tensor of a file that is not mapped cannot be cancelled: they end
+in the background, and their results are freed. No array is written to after the exception is
+handled.
 """
 
 import collections
@@ -562,7 +563,9 @@ class Checkpoint(_OfThisProcess, collections.abc.Mapping):
         options = _OpenOptions(verify=_STRUCTURE if is_full else verify, storage=_choice("storage", storage, _STORAGES))
         handle, error = _CheckpointHandle(), _Error()
         path = _c_string(os.fsencode(path))
-        _check(_Call(functools.partial(_open, path, byref(options), byref(handle), byref(error))).wait(), error)
+        call = functools.partial(_open, path, byref(options), byref(handle), byref(error))
+        # One header takes less time than starting a thread. A directory or an index may have many.
+        _check(call() if path.endswith(b".safetensors") else _Call(call).wait(), error)
         info = _Info()
         _checkpoint_info(handle, byref(info))
         handle.is_slow = verify == _FIRST_USE or info.storage != _MMAP

@@ -36,15 +36,16 @@ ARRAYS = {
 
 
 class Interrupts:
-    """Raises KeyboardInterrupt before the n-th instruction; with `again`, once more at the so
-    many-th call of a function of C after that.
+    """Raises KeyboardInterrupt before the n-th instruction. With `again`, once more at the so many-th
+    call of a C function after that.
 
-    What it does is not seen of other threads, as with Ctrl-C."""
+    Other threads do not see it, as with Ctrl-C."""
 
     def __init__(self, n, again=None):
         self.left, self.again = n, again
 
     def __enter__(self):
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for that when tracing begins
         sys.settrace(self.frame)
 
     def __exit__(self, *_):
@@ -142,8 +143,8 @@ def same(array, name):
 # interrupted or not.
 
 
-def opening(place, verify="none", storage="auto"):
-    with st.Checkpoint(place.path, verify=verify, storage=storage) as model:
+def opening(place, path=None, verify="none", storage="auto"):
+    with st.Checkpoint(path or place.path, verify=verify, storage=storage) as model:
         assert len(model) == len(ARRAYS)
 
 
@@ -304,6 +305,7 @@ def failing_to_finish(place):
 
 OPERATIONS = {
     "opening": opening,
+    "opening_a_directory": lambda place: opening(place, place.directory.name),
     "opening_read": lambda place: opening(place, storage="read"),
     "opening_first_use": lambda place: opening(place, verify="first_use"),
     "opening_full": lambda place: opening(place, verify="full"),
@@ -323,8 +325,8 @@ OPERATIONS = {
     "aborting": aborting,
     "failing_to_finish": failing_to_finish,
 }
-# With a second Ctrl-C soon after the first, so many calls later.
-TWICE = {"opening": 1, "verifying": 3, "writing": 2, "dlpack_on_threads": 1, "loading": 2}
+# These also with a second Ctrl-C soon after the first, so many calls later.
+TWICE = {"opening_a_directory": 1, "verifying": 3, "writing": 2, "dlpack_on_threads": 1, "loading": 2}
 INTERRUPTED = contextlib.nullcontext
 
 
@@ -336,6 +338,13 @@ def interrupt_everywhere(operation, again=None):
     place.check()
     gc.collect()
     gc.freeze()  # collecting is quicker without what there is now
+    failures = []
+
+    def failed_in_a_finalizer(failure):
+        # The second interrupt also comes as a finalizer calls a C function. A signal would not.
+        if again is None or not isinstance(failure.exc_value, KeyboardInterrupt):
+            failures.append(repr(failure.exc_value))
+
     sys.unraisablehook = failed_in_a_finalizer
     is_done, n = False, 0
     while not is_done:
@@ -352,16 +361,9 @@ def interrupt_everywhere(operation, again=None):
         before = bytes(place.buffer)
         place.check()
         assert bytes(place.buffer) == before, "a buffer was written to after the exception"
-        assert not FAILED_IN_A_FINALIZER, FAILED_IN_A_FINALIZER
+        assert not failures, failures
     place.directory.cleanup()
     return n - 1
-
-
-FAILED_IN_A_FINALIZER = []
-
-
-def failed_in_a_finalizer(failure):
-    FAILED_IN_A_FINALIZER.append(repr(failure.exc_value))
 
 
 # Signals. A timer of the system's raises one while a call runs; Python's own handler for SIGINT
@@ -581,23 +583,24 @@ def run_child(*arguments):
 class Everywhere(unittest.TestCase):
     """One process for each."""
 
-    def check(self, name, again=None):
-        result = run_child("--interrupt", name, str(again or ""))
+    def check(self, name, *twice):
+        result = run_child("--interrupt", name, *twice)
         self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
         self.assertGreater(int(result.stdout), 20)
 
 
 for _name in OPERATIONS:
     setattr(Everywhere, f"test_{_name}", lambda self, name=_name: self.check(name))
-for _name, _again in TWICE.items():
-    setattr(Everywhere, f"test_{_name}_twice", lambda self, name=_name, again=_again: self.check(name, again))
+for _name in TWICE:
+    _test = unittest.skipIf(sys.version_info >= (3, 13), "Python stops tracing after the second exception")
+    setattr(Everywhere, f"test_{_name}_twice", _test(lambda self, name=_name: self.check(name, "twice")))
 for _name in SIGNALS:
     setattr(Signals, f"test_{_name}", lambda self, name=_name: self.check(name))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--interrupt"]:
-        print(interrupt_everywhere(OPERATIONS[sys.argv[2]], int(sys.argv[3]) if sys.argv[3:] and sys.argv[3] else None))
+        print(interrupt_everywhere(OPERATIONS[sys.argv[2]], TWICE[sys.argv[2]] if sys.argv[3:] else None))
     elif sys.argv[1:2] == ["--signals"]:
         run_signals(sys.argv[2])
     else:
