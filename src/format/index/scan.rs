@@ -4,53 +4,49 @@
 //! An index is read before any shard is opened, by the calling thread: for a small checkpoint this is a good part of opening it.
 
 use super::{Draft, Entry, WEIGHT_MAP};
-use crate::format::directory::{try_push, Span};
+use crate::format::directory::try_push;
 use crate::format::scan::Scanner;
 
 /// An entry takes about this many bytes; a first guess of how many there are.
 const TYPICAL_ENTRY_LEN: usize = 88;
 
-/// The names of so few shards that an index of few bytes needs no more room.
-const ROOM_FOR_SHARDS: usize = 1024;
-
 /// The entries of `text`; `None` when it is not in that form, or there is no memory.
 pub(super) fn scan(text: &str) -> Option<Draft> {
     let mut draft = Draft::default();
-    // Nothing is escaped, so that names lie in the text as it is.
-    draft.text.try_reserve_exact(text.len().checked_add(ROOM_FOR_SHARDS)?).ok()?;
-    draft.text.extend_from_slice(text.as_bytes());
+    // As much is not filled, and so costs nothing: names take about half of the text.
+    draft.text.try_reserve_exact(text.len()).ok()?;
     draft.entries.try_reserve(text.len() / TYPICAL_ENTRY_LEN).ok()?;
     let mut scanner = Scanner { rest: text.as_bytes() };
     token(&mut scanner, b"{")?;
-    let (first, span) = key(&mut scanner, text)?;
+    let first = key(&mut scanner)?;
     let is_map_alone = match first {
         b"metadata" => {
-            passed_over(&mut scanner, text)?;
+            passed_over(&mut scanner)?;
             token(&mut scanner, b",")?;
-            if key(&mut scanner, text)?.0 != WEIGHT_MAP {
+            if key(&mut scanner)? != WEIGHT_MAP {
                 return None;
             }
             false
         }
         WEIGHT_MAP => false,
-        _ => {
-            entry(&mut scanner, span, &mut draft)?;
+        first => {
+            entry(&mut scanner, first, &mut draft)?;
             true
         }
     };
     if is_map_alone {
         while accepts(&mut scanner, b",") {
-            let (name, span) = key(&mut scanner, text)?;
+            let name = key(&mut scanner)?;
             if name == WEIGHT_MAP {
                 return None;
             }
-            entry(&mut scanner, span, &mut draft)?;
+            entry(&mut scanner, name, &mut draft)?;
         }
     } else {
         token(&mut scanner, b"{")?;
         loop {
-            let (_, span) = key(&mut scanner, text)?;
-            entry(&mut scanner, span, &mut draft)?;
+            let name = key(&mut scanner)?;
+            entry(&mut scanner, name, &mut draft)?;
             if !accepts(&mut scanner, b",") {
                 break;
             }
@@ -64,8 +60,9 @@ pub(super) fn scan(text: &str) -> Option<Draft> {
 
 /// A shard, and with it the entry of `name`.
 #[inline]
-fn entry(scanner: &mut Scanner<'_>, name: Span, draft: &mut Draft) -> Option<()> {
+fn entry(scanner: &mut Scanner<'_>, name: &[u8], draft: &mut Draft) -> Option<()> {
     skip_space(scanner);
+    let name = draft.keep(name).ok()?;
     // Mostly the same one again, of which is known that it has no escapes.
     if let Some((shard, span)) = draft.last {
         let quoted = scanner.rest.get(..span.len as usize + 2).unwrap_or_default();
@@ -81,25 +78,23 @@ fn entry(scanner: &mut Scanner<'_>, name: Span, draft: &mut Draft) -> Option<()>
     draft.push(name, shard).ok()
 }
 
-/// A name, where it lies in the text, and the colon behind it.
+/// A name and the colon behind it.
 #[inline]
-fn key<'a>(scanner: &mut Scanner<'a>, text: &str) -> Option<(&'a [u8], Span)> {
+fn key<'a>(scanner: &mut Scanner<'a>) -> Option<&'a [u8]> {
     skip_space(scanner);
-    // Behind the quote.
-    let start = u32::try_from(text.len() - scanner.rest.len() + 1).ok()?;
     let key = scanner.string()?;
     token(scanner, b":")?;
-    Some((key, Span { start, len: u32::try_from(key.len()).ok()? }))
+    Some(key)
 }
 
 /// An object of strings and whole numbers.
-fn passed_over(scanner: &mut Scanner<'_>, text: &str) -> Option<()> {
+fn passed_over(scanner: &mut Scanner<'_>) -> Option<()> {
     token(scanner, b"{")?;
     if accepts(scanner, b"}") {
         return Some(());
     }
     loop {
-        key(scanner, text)?;
+        key(scanner)?;
         skip_space(scanner);
         match scanner.rest.first()? {
             b'"' => scanner.string().map(drop)?,
@@ -139,7 +134,7 @@ mod tests {
     type Said = (Vec<(Vec<u8>, Vec<u8>)>, Vec<Vec<u8>>);
 
     fn said(draft: &Draft) -> Said {
-        let string = |span: &Span| span.of(&draft.text).to_vec();
+        let string = |span: &crate::format::directory::Span| span.of(&draft.text).to_vec();
         let shards: Vec<_> = draft.shards.iter().map(string).collect();
         let entry = |entry: &super::super::Entry| (string(&entry.name), shards[entry.shard as usize].clone());
         (draft.entries.iter().map(entry).collect(), shards)
