@@ -37,6 +37,9 @@ fn write(folder: &Path) -> std::path::PathBuf {
     path
 }
 
+/// Threads of a load; 0: whoever takes from it reads, since it is small.
+const WORKERS: [usize; 2] = [0, 3];
+
 fn staged(index: usize, ranges: &[Range<u64>], tag: u64) -> Request {
     Request { index, ranges: ranges.to_vec(), destination: None, tag }
 }
@@ -89,40 +92,51 @@ fn load_gives_the_bytes_of_the_reference() {
     let checkpoint = Arc::new(Checkpoint::open(&path, OpenOptions::default()).unwrap());
     let wanted = requests(&checkpoint);
     for engine in [None, Some(Engine::Buffered), Some(Engine::Direct), Some(Engine::Uring)] {
-        for (staging, piece_bytes, in_order) in [(0, 0, false), (1 << 16, 0, true), (1 << 18, 5000, false)] {
+        let ways = [(0, 0, false), (1 << 16, 0, true), (1 << 18, 5000, false)];
+        for ((staging, piece_bytes, in_order), workers) in ways.into_iter().flat_map(|way| WORKERS.map(|n| (way, n))) {
             let requests = wanted.iter().map(|(index, ranges)| staged(*index, ranges, 0)).collect();
-            let options =
-                LoadOptions { engine, in_order, piece_bytes, staging: Staging::Own(staging), ..Default::default() };
+            let staging = Staging::Own(staging);
+            let options = LoadOptions { engine, in_order, piece_bytes, workers, staging, ..Default::default() };
             let loaded = take(&Load::start(Arc::clone(&checkpoint), requests, options).unwrap());
             for (request, (index, ranges)) in wanted.iter().enumerate() {
                 assert!(loaded[&request] == expected(&file, &checkpoint, *index, ranges), "{engine:?} {request}");
             }
         }
-        let mut rooms: Vec<Vec<u8>> =
-            wanted.iter().map(|(index, ranges)| vec![0; expected(&file, &checkpoint, *index, ranges).len()]).collect();
-        let requests = wanted.iter().zip(&mut rooms).map(|((index, ranges), room)| {
-            // SAFETY: nobody looks at the rooms before the load is gone.
-            let destination = unsafe { Destination::new(NonNull::from(&mut room[..]).cast(), room.len()) };
-            Request { destination: Some(destination), ..staged(*index, ranges, 0) }
-        });
-        let options = LoadOptions { engine, ..Default::default() };
-        let load = Load::start(Arc::clone(&checkpoint), requests.collect(), options).unwrap();
-        assert_eq!(take(&load).len(), wanted.len());
-        drop(load);
-        for ((index, ranges), room) in wanted.iter().zip(&rooms) {
-            assert!(*room == expected(&file, &checkpoint, *index, ranges), "{engine:?} {index} {ranges:?}");
+        for workers in WORKERS {
+            let mut rooms: Vec<Vec<u8>> = wanted
+                .iter()
+                .map(|(index, ranges)| vec![0; expected(&file, &checkpoint, *index, ranges).len()])
+                .collect();
+            let requests = wanted.iter().zip(&mut rooms).map(|((index, ranges), room)| {
+                // SAFETY: nobody looks at the rooms before the load is gone.
+                let destination = unsafe { Destination::new(NonNull::from(&mut room[..]).cast(), room.len()) };
+                Request { destination: Some(destination), ..staged(*index, ranges, 0) }
+            });
+            let options = LoadOptions { engine, workers, ..Default::default() };
+            let load = Load::start(Arc::clone(&checkpoint), requests.collect(), options).unwrap();
+            assert_eq!(take(&load).len(), wanted.len());
+            drop(load);
+            for ((index, ranges), room) in wanted.iter().zip(&rooms) {
+                assert!(*room == expected(&file, &checkpoint, *index, ranges), "{engine:?} {index} {ranges:?}");
+            }
         }
     }
 }
 
 #[test]
 fn next_gives_each_to_one_of_many_threads() {
+    for workers in WORKERS {
+        give_each_to_one_of_many_threads(workers);
+    }
+}
+
+fn give_each_to_one_of_many_threads(workers: usize) {
     let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let checkpoint = Arc::new(Checkpoint::open(write(folder.path()), OpenOptions::default()).unwrap());
     let e = checkpoint.find("e").unwrap();
     // Each fills the staging memory, so that threads wait for one another.
     let rows = (0..50).map(|row| staged(e, &[row * 8000..row * 8000 + 8000], row)).collect();
-    let options = LoadOptions { staging: Staging::Own(1 << 16), ..Default::default() };
+    let options = LoadOptions { workers, staging: Staging::Own(1 << 16), ..Default::default() };
     let load = Load::start(Arc::clone(&checkpoint), rows, options).unwrap();
     let seen = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -171,11 +185,17 @@ fn recycle_knows_the_buffers_of_its_own_load() {
 
 #[test]
 fn cancel_ends_it_for_who_waits_and_dropping_it_for_all() {
+    for workers in WORKERS {
+        cancel_ends_it(workers);
+    }
+}
+
+fn cancel_ends_it(workers: usize) {
     let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let checkpoint = Arc::new(Checkpoint::open(write(folder.path()), OpenOptions::default()).unwrap());
     let e = checkpoint.find("e").unwrap();
     let requests = || (0..50).map(|row| staged(e, &[row * 8000..row * 8000 + 8000], row)).collect::<Vec<_>>();
-    let options = || LoadOptions { staging: Staging::Own(1 << 16), ..Default::default() };
+    let options = || LoadOptions { workers, staging: Staging::Own(1 << 16), ..Default::default() };
     let load = Load::start(Arc::clone(&checkpoint), requests(), options()).unwrap();
     // What is held, and never recycled, keeps the others from coming.
     let held: Vec<_> = std::iter::from_fn(|| match load.next(None) {

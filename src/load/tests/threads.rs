@@ -1,5 +1,5 @@
 //! Loads with their threads, and several that take from one: for ThreadSanitizer, which sees whether bytes are there before they are
-//! delivered, and are let alone from then on.
+//! delivered, and are let alone from then on. Each by threads of its own, and read by those that take from it.
 
 use crate::load::{Destination, Load, LoadOptions, Next, Request, Staging};
 use crate::{Checkpoint, OpenOptions};
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 const TENSORS: u64 = 24;
 const LEN: u64 = 30_000;
+/// Threads of a load; 0: whoever takes from it reads, since it is small.
+const WORKERS: [usize; 2] = [0, 3];
 
 fn byte(at: u64) -> u8 {
     (at ^ (at >> 8).wrapping_mul(167)) as u8
@@ -63,9 +65,11 @@ fn in_thread<T: Send + 'static>(load: &Arc<Load>, run: fn(&Load) -> T) -> JoinHa
 fn staged_bytes_are_there_when_they_are_delivered() {
     let (checkpoints, _file) = checkpoints();
     for checkpoint in &checkpoints {
-        for _ in 0..5 {
+        for round in 0..10 {
+            let workers = WORKERS[round % 2];
             let all = (0..TENSORS as usize).map(|index| Request { index, ranges: vec![], destination: None, tag: 0 });
-            let options = LoadOptions { staging: Staging::Own(1 << 16), piece_bytes: 10_000, ..Default::default() };
+            let staging = Staging::Own(1 << 16);
+            let options = LoadOptions { workers, staging, piece_bytes: 10_000, ..Default::default() };
             let load = Load::start(Arc::clone(checkpoint), all.collect(), options).unwrap();
             let load = Arc::new(load);
             let takers: Vec<_> = (0..3).map(|_| in_thread(&load, take)).collect();
@@ -84,23 +88,23 @@ fn staged_bytes_are_there_when_they_are_delivered() {
 }
 
 /// Each tensor to a place of its own, at which nobody may look before it was delivered, or the load is gone.
-fn load_to(checkpoint: &Arc<Checkpoint>, rooms: &mut [Vec<u8>]) -> Load {
+fn load_to(checkpoint: &Arc<Checkpoint>, rooms: &mut [Vec<u8>], workers: usize) -> Load {
     let request = |(index, room): (usize, &mut Vec<u8>)| {
         // SAFETY: as above, and the tests keep to it.
         let destination = unsafe { Destination::new(NonNull::from(&mut room[..]).cast(), room.len()) };
         Request { index, ranges: vec![], destination: Some(destination), tag: 0 }
     };
     let requests = rooms.iter_mut().enumerate().map(request).collect();
-    Load::start(Arc::clone(checkpoint), requests, Default::default()).unwrap()
+    Load::start(Arc::clone(checkpoint), requests, LoadOptions { workers, ..Default::default() }).unwrap()
 }
 
 #[test]
 fn destinations_are_the_callers_when_they_are_delivered() {
     let (checkpoints, _file) = checkpoints();
     for checkpoint in &checkpoints {
-        for _ in 0..5 {
+        for round in 0..10 {
             let mut rooms = vec![vec![0u8; LEN as usize]; TENSORS as usize];
-            let load = load_to(checkpoint, &mut rooms);
+            let load = load_to(checkpoint, &mut rooms, WORKERS[round % 2]);
             assert_eq!(take(&load) as u64, TENSORS * LEN);
             for room in &mut rooms {
                 // While the load is still there.
@@ -114,10 +118,10 @@ fn destinations_are_the_callers_when_they_are_delivered() {
 fn what_is_given_up_is_nobody_elses() {
     let (checkpoints, _file) = checkpoints();
     for checkpoint in &checkpoints {
-        for round in 0..20 {
+        for round in 0..40 {
             let mut rooms = vec![vec![0u8; LEN as usize]; TENSORS as usize];
-            let load = load_to(checkpoint, &mut rooms);
-            for _ in 0..round {
+            let load = load_to(checkpoint, &mut rooms, WORKERS[round % 2]);
+            for _ in 0..round / 2 {
                 let _ = load.next(Some(Duration::ZERO));
             }
             let load = Arc::new(load);
