@@ -837,10 +837,16 @@ private:
 
 namespace detail {
 
+// Whether a range has requests one beside the other in memory, as a vector has: these need not be copied.
+template <class Range, class = void> inline constexpr bool are_requests = false;
+template <class Range>
+inline constexpr bool are_requests<Range, std::void_t<decltype(std::data(std::declval<Range &>())), decltype(std::size(std::declval<Range &>()))>> =
+    std::is_same_v<std::remove_cv_t<std::remove_pointer_t<decltype(std::data(std::declval<Range &>()))>>, Request>;
+
 // A load, as it is known to what it has delivered, which may go later, and to loops over it.
 class Running {
 public:
-    explicit Running(st_checkpoint *checkpoint) noexcept : source(st_retain(checkpoint)) {}
+    Running(st_checkpoint *checkpoint, bool with_staging) noexcept : source(st_retain(checkpoint)), stages(with_staging) {}
     Running(const Running &) = delete;
     Running &operator=(const Running &) = delete;
     ~Running() {
@@ -921,6 +927,7 @@ public:
 
     st_load *handle = nullptr; // NULL: the load has gone, or has not begun
     st_checkpoint *const source;
+    const bool stages; // some request has no destination: only then can loops have to wait for one another
     std::atomic<bool> done{false};
 
 private:
@@ -946,13 +953,13 @@ public:
     Loaded(const Loaded &) = delete;
     Loaded &operator=(const Loaded &) = delete;
     Loaded(Loaded &&other) noexcept
-        : load_(std::move(other.load_)), loaded_(other.loaded_), err_(other.err_), recycled_(other.recycled_) {}
+        : load_(std::move(other.load_)), loaded_(other.loaded_), err_(std::move(other.err_)), recycled_(other.recycled_) {}
     Loaded &operator=(Loaded &&other) noexcept {
         if (this != &other) {
             recycle();
             load_ = std::move(other.load_);
             loaded_ = other.loaded_;
-            err_ = other.err_;
+            err_ = std::move(other.err_);
             recycled_ = other.recycled_;
         }
         return *this;
@@ -964,9 +971,12 @@ public:
     // ST_OK, or why it failed.
     st_status status() const noexcept { return loaded_.status; }
     // Throws that, if it failed.
-    void (check)() const { detail::throw_if_failed(loaded_.status, err_); }
-    // Why it failed, in words; "" if it has not.
-    std::string_view message() const &noexcept { return loaded_.status == ST_OK ? "" : err_.message; }
+    void (check)() const {
+        if (loaded_.status != ST_OK)
+            throw Error(loaded_.status, err_ ? err_->message : "", err_ ? err_->os_error : 0);
+    }
+    // Why it failed, in words; "" if it has not, or was moved from.
+    std::string_view message() const &noexcept { return err_ ? err_->message : ""; }
     std::string_view message() const && = delete;
 
     // The tensor that it is of. Throws ST_ERR_INVALID_ARGUMENT if this was moved from.
@@ -1022,18 +1032,15 @@ public:
 private:
     friend class Load;
 
-    Loaded(std::shared_ptr<detail::Running> load, const st_loaded &loaded, const st_error &err) noexcept
-        : load_(std::move(load)), loaded_(loaded) {
-        if (loaded.status != ST_OK)
-            err_ = err;
-    }
+    Loaded(std::shared_ptr<detail::Running> load, const st_loaded &loaded, const st_error &err)
+        : load_(std::move(load)), loaded_(loaded), err_(loaded.status == ST_OK ? nullptr : std::make_unique<st_error>(err)) {}
 
     bool is_staged() const noexcept { return loaded_.buffer != 0; }
 
     const st_loaded &checked() const {
         if (!load_)
             throw Error(ST_ERR_INVALID_ARGUMENT, "what was loaded was moved from");
-        detail::throw_if_failed(loaded_.status, err_);
+        (check)();
         if (recycled_)
             throw Error(ST_ERR_INVALID_ARGUMENT, "the bytes of tensor " + detail::quoted(tensor().name()) + " were handed back");
         if (loaded_.buffer != 0 && load_->is_free())
@@ -1043,7 +1050,7 @@ private:
 
     std::shared_ptr<detail::Running> load_;
     st_loaded loaded_{};
-    st_error err_{};
+    std::unique_ptr<st_error> err_; // none: it has arrived
     bool recycled_ = false;
 };
 
@@ -1083,7 +1090,7 @@ public:
         iterator &operator++() {
             Place &place = *place_;
             place.let_go(); // the room may be needed
-            if (place.load)
+            if (place.load && place.load->stages)
                 place.loop.emplace(*place.load);
             try {
                 place.loaded = Load::next_of_loop(place.load);
@@ -1193,8 +1200,10 @@ private:
     }
 
     static std::optional<Loaded> next_of_loop(const std::shared_ptr<detail::Running> &load) {
+        if (!load || !load->stages)
+            return next_of(load, -1);
         while (true) {
-            const std::uint64_t changes = load ? load->changes() : 0;
+            const std::uint64_t changes = load->changes();
             try {
                 return next_of(load, -1);
             } catch (const Error &error) {
@@ -1388,12 +1397,16 @@ public:
     // Throws, before anything is started, ST_ERR_BUFFER_TOO_SMALL for a destination, ST_ERR_NO_MEMORY, and ST_ERR_INVALID_ARGUMENT for
     // options that the library does not know, destinations that overlap, and tensors of another checkpoint.
     template <class Requests> Load load(Requests &&requests, const LoadOptions &options = {}) const & {
-        std::vector<Request> kept;
-        for (auto &&request : requests) {
-            static_assert(std::is_constructible_v<Request, decltype(request)>, "what can be loaded is a Request, a Tensor, or a Slice");
-            kept.emplace_back(std::forward<decltype(request)>(request));
+        if constexpr (detail::are_requests<Requests>) {
+            return load_kept({std::data(requests), std::size(requests)}, options);
+        } else {
+            std::vector<Request> kept;
+            for (auto &&request : requests) {
+                static_assert(std::is_constructible_v<Request, decltype(request)>, "what can be loaded is a Request, a Tensor, or a Slice");
+                kept.emplace_back(std::forward<decltype(request)>(request));
+            }
+            return load_kept({kept.data(), kept.size()}, options);
         }
-        return load_kept(kept, options);
     }
     template <class Requests> Load load(Requests &&requests, const LoadOptions &options = {}) const && = delete;
     Load load(std::initializer_list<Request> requests, const LoadOptions &options = {}) const & {
@@ -1453,13 +1466,11 @@ private:
         c_options.staging_bytes = options.staging.size();
         c_options.piece_bytes = options.piece_bytes;
         c_options.over_read = options.over_read;
-        auto running = std::make_shared<detail::Running>(handle_); // before there is a load that it could fail to own
+        const bool stages = std::any_of(c_requests.begin(), c_requests.end(), [](const st_request &it) { return !it.dst; });
+        auto running = std::make_shared<detail::Running>(handle_, stages); // before there is a load that it could fail to own
         st_error err;
         detail::throw_if_failed(st_load_start(handle_, c_requests.data(), c_requests.size(), &c_options, &running->handle, &err), err);
         return Load(std::move(running));
-    }
-    Load load_kept(const std::vector<Request> &requests, const LoadOptions &options) const {
-        return load_kept({requests.data(), requests.size()}, options);
     }
 
     st_checkpoint *handle_ = nullptr;
