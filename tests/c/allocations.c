@@ -584,12 +584,12 @@ static void write_a_file_in_pieces(void) {
 }
 
 static void write_many_shards(void) {
-    static const fixture_generation generation = {5, 1000, 64, 100, ST_WRITE_NO_SYNC | ST_WRITE_CRC, 0};
+    static const fixture_generation generation = {5, 300, 64, 30, ST_WRITE_NO_SYNC | ST_WRITE_CRC, 0};
     write_as("many", &generation);
 }
 
 static void write_many_shards_in_pieces(void) {
-    static const fixture_generation generation = {6, 1000, 64, 100, ST_WRITE_NO_SYNC | ST_WRITE_SHA256, 1};
+    static const fixture_generation generation = {6, 300, 64, 30, ST_WRITE_NO_SYNC | ST_WRITE_SHA256, 1};
     write_as("many_pieces", &generation);
 }
 
