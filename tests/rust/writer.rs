@@ -531,9 +531,10 @@ fn sharded_checkpoints_replace_one_another() {
         write_sharded(&path, len, generation as u8);
         fs::remove_file(folder.path().join("model-00001-of-00009.safetensors")).unwrap();
         if len == 1 {
+            // The index stays, and names the file: beside the file of somebody else a reader of the directory needs it.
             assert_sharded(&path, 1, generation as u8);
-            assert_eq!(names(folder.path()), ["model.safetensors"]);
-            fs::remove_file(&path).unwrap();
+            assert_sharded(&index, 1, generation as u8);
+            assert_eq!(names(folder.path()), ["model.safetensors", "model.safetensors.index.json"]);
         } else {
             assert_sharded(&index, len, generation as u8);
             assert_eq!(names(folder.path()).len(), len + 1, "{:?}", names(folder.path()));
@@ -563,7 +564,8 @@ fn writers_of_the_same_path_do_not_disturb_each_other() {
     });
     let bytes = fs::read(&path).unwrap();
     assert!(bytes.ends_with(&[*bytes.last().unwrap(); 1000]));
-    assert_eq!(names(folder.path()).len(), 5);
+    // The index of the shards would say something else than the file: both are gone.
+    assert_eq!(names(folder.path()), ["model.safetensors"]);
 }
 
 #[test]
@@ -599,22 +601,23 @@ fn folders_that_are_locked_are_not_waited_for_after_cancelling() {
     let locked = fs::File::open(folder.path()).unwrap();
     // SAFETY: the descriptor is open.
     assert_eq!(unsafe { libc::flock(std::os::fd::AsRawFd::as_raw_fd(&locked), libc::LOCK_EX) }, 0);
-    write_small(&path, b"1");
-    fs::remove_file(&path).unwrap();
-    let task = Arc::<Task>::default();
-    let options = WriterOptions { max_shard_bytes: 1, task: Arc::clone(&task), ..quick() };
-    let mut writer = Writer::create(&path, options).unwrap();
-    writer.add("a", Dtype::U8, &[1], b"1").unwrap();
-    writer.add("b", Dtype::U8, &[1], b"1").unwrap();
-    let canceller = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        task.cancel();
-    });
-    assert!(matches!(writer.finish(), Err(Error::Cancelled)));
-    canceller.join().unwrap();
-    drop(writer);
-    assert!(names(folder.path()).is_empty());
+    // Of one file as of several: without the lock a writer of shards could leave its index beside the file.
+    for tensors in [&["a"][..], &["a", "b"]] {
+        let task = Arc::<Task>::default();
+        let options = WriterOptions { max_shard_bytes: 1, task: Arc::clone(&task), ..quick() };
+        let mut writer = Writer::create(&path, options).unwrap();
+        tensors.iter().for_each(|name| writer.add(name, Dtype::U8, &[1], b"1").unwrap());
+        let canceller = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            task.cancel();
+        });
+        assert!(matches!(writer.finish(), Err(Error::Cancelled)));
+        canceller.join().unwrap();
+        drop(writer);
+        assert!(names(folder.path()).is_empty());
+    }
     drop(locked);
+    write_small(&path, b"1");
     write_sharded(&path, 2, 1);
 }
 
