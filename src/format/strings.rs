@@ -137,7 +137,10 @@ impl<'t> Strings<'t> {
         let reason = error.to_string();
         // A control character that is really there ends the copy before any that stands for an escape.
         match self.has_wrong_escape && reason.starts_with("control character") {
-            true => Failure::Json { reason: format!("invalid escape at line {line} column {column}"), is_data },
+            true => Failure::Json {
+                reason: format!("invalid escape, or half of a surrogate pair, at line {line} column {column}"),
+                is_data,
+            },
             false => Failure::Json { reason, is_data },
         }
     }
@@ -432,7 +435,10 @@ mod tests {
         ] {
             assert!(theirs(text).is_err() && ours(text).is_err(), "{text}: {:?}", ours(text));
         }
-        assert_eq!(ours("[1,\n\"ab\\q\"]").unwrap_err(), "invalid escape at line 2 column 4");
+        assert_eq!(
+            ours("[1,\n\"ab\\q\"]").unwrap_err(),
+            "invalid escape, or half of a surrogate pair, at line 2 column 4"
+        );
         // What comes first is told.
         assert_eq!(ours("[\"\\n\u{2}\\q\"]").unwrap_err(), theirs("[\"\\n\u{2}\\q\"]").unwrap_err());
         assert_eq!(ours(r#"["\n" "\q"]"#).unwrap_err(), theirs(r#"["\n" "\q"]"#).unwrap_err());

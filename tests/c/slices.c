@@ -56,6 +56,9 @@ ssize_t preadv64(int fd, const struct iovec *to, int count, off64_t offset) {
     return counted(next(fd, to, count, offset));
 }
 
+/* Opening reads this much of a file at first. */
+enum { FIRST_READ = 8192 };
+
 /* A matrix of BF16. Sparse, but for every 256th row. */
 enum { SIDE = 4096, ROW = 2 * SIDE, FILLED = 256, RANKS = 4 };
 
@@ -114,10 +117,8 @@ static void each_matrix(void (*test)(st_checkpoint *, size_t)) {
             size_t index;
             calls = bytes = 0;
             OK(st_open(paths[p], &options, &checkpoint, &err));
-            /* The headers and nothing else: a length and a text of each. */
-            st_info info;
-            CHECK(st_checkpoint_info(checkpoint, &info) == ST_OK);
-            CHECK(calls == 2 * st_shard_len(checkpoint) && bytes == info.header_bytes + 8 * st_shard_len(checkpoint));
+            /* One read of the start of each file, which has all of its header. */
+            CHECK(calls == st_shard_len(checkpoint) && bytes <= FIRST_READ * st_shard_len(checkpoint));
             CHECK(st_find(checkpoint, "matrix", &index) == ST_OK && index == p);
             test(checkpoint, index);
             st_close(checkpoint);
