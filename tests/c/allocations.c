@@ -47,9 +47,6 @@ static bool had_reason(st_status status) {
     return ok(status);
 }
 
-/* A case that still ends the process, and where. ST_TEST_ALL=1 runs it. */
-#define STILL_ABORTS(where) (test_setting("ST_TEST_ALL") ? (void)0 : SKIP("aborts in " where))
-
 static void (*operation)(void);
 
 /* First as failures allow, then with memory, when everything must work. */
@@ -174,14 +171,12 @@ static void write_shards(void) {
 
 static void open_shards_by_their_index(void) {
     failing_needs_malloc();
-    STILL_ABORTS("workers.rs, checkpoint/open.rs");
     write_shards();
     open_each_way();
 }
 
 static void open_shards_by_their_directory(void) {
     failing_needs_malloc();
-    STILL_ABORTS("checkpoint/locate.rs, storage/folder.rs");
     write_shards();
     CHECK(remove(path) == 0);
     static char directory[600];
@@ -194,7 +189,6 @@ static void open_shards_by_their_directory(void) {
 /* The same index with other spelling: serde_json unescapes it. */
 static void open_shards_by_an_index_with_escapes(void) {
     failing_needs_malloc();
-    STILL_ABORTS("format/index.rs");
     write_shards();
     size_t len;
     char *text = (char *)fixture_slurp(path, &len);
@@ -212,7 +206,6 @@ static void open_shards_by_an_index_with_escapes(void) {
 
 static void open_shards_that_are_verified(void) {
     failing_needs_malloc();
-    STILL_ABORTS("workers.rs");
     write_shards();
     for (int32_t verify = ST_VERIFY_STRUCTURE; verify <= ST_VERIFY_FULL; verify++) {
         open_options = open_defaults;
