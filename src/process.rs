@@ -44,8 +44,11 @@ mod tests {
 
     #[test]
     fn is_this_is_false_in_a_child() {
-        for process in [Process::this().unwrap(), Process::by_number()] {
-            is_false_in_a_child(&process);
+        is_false_in_a_child(&Process::by_number());
+        // MADV_WIPEONFORK is taken by qemu, and does nothing there.
+        match std::env::var_os("ST_TEST_RUNNER") {
+            Some(emulator) => eprintln!("skipped: {emulator:?} leaves pages as they are in a child"),
+            None => is_false_in_a_child(&Process::this().unwrap()),
         }
     }
 

@@ -67,7 +67,7 @@ bad_input)
     expect 2 usage --what "$model"
     expect 2 usage --sha256
     expect 2 "No such file" missing
-    expect 2 "the header claims" "$0"
+    expect 2 "the file is a text" "$0"
     expect 2 ST_ERR_NOT_A_FILE /dev/full
     expect 2 ST_ERR_FOLDER_EMPTY /dev
     expect 2 ST_ERR_INVALID_ARGUMENT --sha256 1234 "$model"

@@ -146,7 +146,7 @@ bad_input)
         expect 2 usage "$model" $option
     done
     expect 1 "No such file" --device host missing
-    expect 1 "the header claims" --device host "$0"
+    expect 1 "the file is a text" --device host "$0"
     expect 1 ST_ERR_INVALID_ARGUMENT --device host --staging 1KB "$model"
     expect 1 ST_ERR_INVALID_ARGUMENT --device cuda --piece 100 "$model"
     ;;

@@ -79,7 +79,7 @@ bad_input)
     expect 1 ST_ERR_INVALID_ARGUMENT --block 5000 "$model"
     expect 1 ST_ERR_INVALID_ARGUMENT --staged 1KB "$model"
     expect 1 "No such file" missing
-    expect 1 "the header claims" "$0"
+    expect 1 "the file is a text" "$0"
     expect 1 ST_ERR_NOT_A_FILE /dev/full
     head -c 1000000 "$model" >cut
     expect 1 ST_ERR_TRUNCATED cut
