@@ -418,8 +418,9 @@ static void shards_with_each_call_failing(void) {
     const char *folder = fixture_write_sharded("each", 1);
     /* The index, and the header of each shard. */
     CHECK(each_failing(folder, &faults.pread_fails_at, EIO) == 1 + SHARDS);
-    /* The directory, the list of its names, the index, and each shard. */
-    CHECK(each_failing(folder, &faults.open_fails_at, EMFILE) == 3 + SHARDS);
+    /* The directory, the list of its names, the index, and each shard; without openat2 (valgrind lacks it) also steps to these. */
+    const long opens = each_failing(folder, &faults.open_fails_at, EMFILE);
+    CHECK(test_is_instrumented() ? opens >= 3 + SHARDS : opens == 3 + SHARDS);
 }
 
 /* What opening does for several shards that one thread does as fast: nothing beside that. */
