@@ -534,6 +534,7 @@ fn sharded_checkpoints_replace_one_another() {
             // The index stays, and names the file: beside the file of somebody else a reader of the directory needs it.
             assert_sharded(&path, 1, generation as u8);
             assert_sharded(&index, 1, generation as u8);
+            assert_sharded(folder.path(), 1, generation as u8);
             assert_eq!(names(folder.path()), ["model.safetensors", "model.safetensors.index.json"]);
         } else {
             assert_sharded(&index, len, generation as u8);
@@ -566,6 +567,20 @@ fn writers_of_the_same_path_do_not_disturb_each_other() {
     assert!(bytes.ends_with(&[*bytes.last().unwrap(); 1000]));
     // The index of the shards would say something else than the file: both are gone.
     assert_eq!(names(folder.path()), ["model.safetensors"]);
+    // A file and shards of one path: in the end there is one of both, and nothing of the other.
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            let path = &path;
+            scope.spawn(move || {
+                (0..16).for_each(|round| match (thread + round) % 2 {
+                    0 => write_small(path, &[thread; 1000]),
+                    _ => write_sharded(path, 3, thread),
+                })
+            });
+        }
+    });
+    let left = names(folder.path());
+    assert!(left == ["model.safetensors"] || left.len() == 4 && !path.exists(), "{left:?}");
 }
 
 #[test]
