@@ -70,7 +70,7 @@ fn measure_few(folder: &Path, rounds: usize, report: &mut Report) {
     let checkpoint = open(path);
     let about = format!("{FEW} shards of {} tensors in all, and an index", checkpoint.len());
     drop(checkpoint);
-    report.section("few shards", &about, ["directory", "file by file", "ratio"]);
+    report.section("few shards", &about, ["directory", "one by one", "ratio"]);
     for busy in [0, 16] {
         let processes = Busy::start(busy);
         // As a program opens a checkpoint: after it has done something else.

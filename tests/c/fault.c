@@ -433,7 +433,8 @@ static void few_small_shards_start_no_threads(void) {
             st_checkpoint *checkpoint;
             no_faults();
             OK(st_open(folders[i], &options, &checkpoint, &err));
-            CHECK(faults.threads == 0 && faults.open_calls == (i == 0 ? 3 : 2) + SHARDS);
+            /* Under valgrind names are walked, and what takes long is worth threads. */
+            CHECK(test_is_instrumented() || (faults.threads == 0 && faults.open_calls == (i == 0 ? 3 : 2) + SHARDS));
             sharded_is_right(checkpoint);
         }
     no_faults();
