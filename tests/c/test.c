@@ -165,6 +165,10 @@ bool test_is_instrumented(void) {
     return test_setting("ST_TEST_INSTRUMENTED") != NULL;
 }
 
+bool test_is_emulated(void) {
+    return test_setting("ST_TEST_RUNNER") != NULL;
+}
+
 int test_in_child(void (*run)(void)) {
     fflush(NULL);
     pid_t child = fork();

@@ -196,6 +196,8 @@ static void use_inherited(void) {
 
 /* A child has a copy of the writer, whose files are the other one's: it takes nothing away, at whatever moment it was forked. */
 static void a_child_leaves_the_files_of_its_parent(void) {
+    if (test_is_emulated())
+        SKIP("the emulator does not wipe pages in a child");
     const char *path = fixture_model_in("inherited");
     for (size_t shards = 0; shards <= 2; shards += 2) {
         const fixture_generation generation = {1, 2, SMALL, shards, ST_WRITE_NO_SYNC, 1};
@@ -229,6 +231,8 @@ static void *declare_on_and_on(void *writer) {
 
 /* Also if a thread that is not in the child was in the middle of a call. */
 static void a_child_that_is_forked_in_the_middle_of_a_call(void) {
+    if (test_is_emulated())
+        SKIP("the emulator does not wipe pages in a child");
     inherited = begin(fixture_model_in("middle"), 0, NULL);
     pthread_t thread;
     atomic_store(&declares, true);
