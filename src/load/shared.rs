@@ -354,8 +354,8 @@ impl Shared {
             }
             match guarded.state.deliver(&self.work) {
                 Ok(Some(loaded)) => {
-                    if guarded.state.wants_more() && guarded.readers > 0 {
-                        self.can_read.notify_all();
+                    if guarded.state.wants_more() {
+                        self.tell_of_room(&guarded);
                     }
                     return Ok(Next::Loaded(loaded));
                 }
@@ -408,6 +408,17 @@ impl Shared {
         }
     }
 
+    /// Wakes those who may be able to read on.
+    fn tell_of_room(&self, guarded: &Guarded) {
+        if guarded.readers > 0 {
+            self.can_read.notify_all();
+        }
+        // One of those who wait for a delivery may have to read.
+        if self.by_caller.is_some() && guarded.takers > 0 {
+            self.can_deliver.notify_all();
+        }
+    }
+
     pub(super) fn recycle(&self, buffer: u64) -> Result<(), Error> {
         if buffer == 0 {
             return Ok(());
@@ -415,13 +426,7 @@ impl Shared {
         let mut guarded = self.lock();
         match guarded.state.recycle(buffer) {
             Ok(Some(true)) => {
-                if guarded.readers > 0 {
-                    self.can_read.notify_all();
-                }
-                // One of those who wait may have to read.
-                if self.by_caller.is_some() && guarded.takers > 0 {
-                    self.can_deliver.notify_all();
-                }
+                self.tell_of_room(&guarded);
                 Ok(())
             }
             Ok(Some(false)) => Ok(()),

@@ -51,6 +51,8 @@ pub(super) struct State {
     ready_bytes: u64,
     enough: u64,
     has_enough: bool,
+    /// A piece was delivered that is not to be recycled: another one has a place now.
+    has_new_place: bool,
     /// How many more pieces of requests there may be at once. Of requests that come at once there is room for all.
     pieces_left: usize,
     /// Where the numbers for [`State::recycle`] start: anywhere, so that no number is of two loads.
@@ -314,6 +316,7 @@ impl State {
             ready_bytes: 0,
             enough,
             has_enough: false,
+            has_new_place: false,
             pieces_left: pieces,
             base: RandomState::new().hash_one(()),
             serial: 0,
@@ -618,6 +621,7 @@ impl State {
             None => {
                 self.deliveries.remove(id);
                 self.pieces_left += usize::from(is_piece);
+                self.has_new_place |= is_piece;
                 0
             }
         };
@@ -627,11 +631,12 @@ impl State {
         Ok(Some(Loaded { tag, request, index, bytes, offset, is_last, engine, buffer }))
     }
 
-    /// Whether there was enough that was ready, and is not any more: whoever waits for a block is to be told.
+    /// Whether more can be read since something was delivered: there was enough that was ready, and is not any more; or a piece that has
+    /// failed, and so needs no recycling, has left its place. Whoever waits for a block is to be told.
     pub(super) fn wants_more(&mut self) -> bool {
-        let wants_more = self.has_enough && self.ready_bytes <= self.enough / 2;
-        self.has_enough &= !wants_more;
-        wants_more
+        let lacks = self.has_enough && self.ready_bytes <= self.enough / 2;
+        self.has_enough &= !lacks;
+        std::mem::take(&mut self.has_new_place) || lacks
     }
 
     /// Whether something is to be delivered.

@@ -65,6 +65,23 @@ fn what_has_failed_gives_its_memory_back() {
     model.run();
 }
 
+/// It gives its memory back as it fails, and its place as it is delivered: whoever waits for that place is to be told.
+#[test]
+fn a_piece_that_has_failed_leaves_its_place() {
+    let mut model = model(&[1 << 20], &[], How { staging: 65536, piece_bytes: 8192, ..How::default() });
+    let mut dealt = 0;
+    while let Some(block) = model.deal() {
+        model.give(&block, false);
+        dealt += 1;
+    }
+    assert!((1..(1 << 20) / 8192).contains(&dealt) && !model.state.is_dealt_out(&model.work), "{dealt} pieces");
+    assert!(!model.state.wants_more());
+    let failed = model.deliver().unwrap();
+    assert!(failed.bytes.is_err() && failed.buffer == 0);
+    assert!(model.state.wants_more() && !model.state.wants_more());
+    assert!(model.deal().is_some() && model.deal().is_none());
+}
+
 #[test]
 fn pieces_do_not_overtake_one_another() {
     let mut model = model(&[100_000], &[], How { piece_bytes: 20_000, ..How::default() });
