@@ -275,6 +275,7 @@ static void nothing_is_left(void) {
 
 /* The child has its own copy of everything but the threads; the parent's load goes on. */
 static void fork_in_the_middle(void) {
+    test_forks_beside_threads();
     if (test_is_emulated())
         SKIP("the emulator does not wipe pages in a child");
     st_checkpoint *checkpoint = open_model();
@@ -313,6 +314,7 @@ static void fork_in_the_middle(void) {
 
 /* A child that was forked while a load ran has loads of its own. */
 static void a_load_in_a_child(void) {
+    test_forks_beside_threads();
     st_checkpoint *checkpoint = open_model();
     st_request requests[L_LEN];
     loading it = loading_of(checkpoint, requests, loading_whole(checkpoint, requests, L_LEN));

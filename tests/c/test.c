@@ -165,6 +165,12 @@ bool test_is_instrumented(void) {
     return test_setting("ST_TEST_INSTRUMENTED") != NULL;
 }
 
+void test_forks_beside_threads(void) {
+#ifdef __SANITIZE_ADDRESS__
+    SKIP("the child may find AddressSanitizer's malloc locked");
+#endif
+}
+
 bool test_is_emulated(void) {
     return test_setting("ST_TEST_RUNNER") != NULL;
 }

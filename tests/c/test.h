@@ -63,6 +63,9 @@ bool test_is_one_line(const char *text, size_t len);
 /* Under valgrind or a sanitizer: fewer rounds, and none of the cases that limit memory or raise signals. */
 bool test_is_instrumented(void);
 
+/* Skips a case that forks while other threads run, under AddressSanitizer: one of them may hold a lock of its malloc, for ever in the child. */
+void test_forks_beside_threads(void);
+
 /* Under qemu's emulation of programs, which takes MADV_WIPEONFORK and does not wipe, and cancels no thread asynchronously. */
 bool test_is_emulated(void);
 

@@ -231,6 +231,7 @@ static void *declare_on_and_on(void *writer) {
 
 /* Also if a thread that is not in the child was in the middle of a call. */
 static void a_child_that_is_forked_in_the_middle_of_a_call(void) {
+    test_forks_beside_threads();
     if (test_is_emulated())
         SKIP("the emulator does not wipe pages in a child");
     inherited = begin(fixture_model_in("middle"), 0, NULL);
